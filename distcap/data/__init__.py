@@ -1,0 +1,7 @@
+"""Data modules: every one yields `distcap.types.Batch`."""
+
+from distcap.data.coco import CocoCaptions
+from distcap.data.folder import ImageFolder
+from distcap.data.scenes import Scenes
+
+__all__ = ["CocoCaptions", "ImageFolder", "Scenes"]

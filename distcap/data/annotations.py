@@ -1,0 +1,170 @@
+"""Which image has which captions: the two JSON formats of COCO captions, read into one list of entries.
+
+Annotation files come from anywhere, so nothing in them is trusted: every field is checked when it is read, and a file
+name that leaves the image folder is refused.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from distcap.types import UserError
+
+Restval = Literal["train", "drop"]
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image and what people wrote about it."""
+
+    image_id: int
+    """Names the image in the whole data set."""
+    file: Path
+    """Relative to the image folder."""
+    captions: tuple[str, ...]
+    """Ground truth, in the file's order, white space normalised; empty where an image is only to be captioned."""
+    split: str
+    """train, val, test or predict."""
+    alt_texts: tuple[str, ...] = ()
+    """What the image's web page says about it (the embedded benchmark's second source of captions)."""
+
+
+def read_karpathy(path: str | Path, restval: Restval = "train") -> list[Entry]:
+    """The entries of a Karpathy split file, such as `dataset_coco.json`, in the file's order.
+
+        {"images": [{"cocoid" or "imgid", "filepath" (optional), "filename", "split", "sentences": [{"raw"}],
+                     "alt_texts" (optional): [str]}]}
+
+    Args:
+        path: The JSON file.
+        restval: What becomes of the images of COCO's validation set that are in neither Karpathy's val nor his test: part of
+            train, as nearly every paper has it, or dropped.
+
+    Raises:
+        UserError: The file cannot be read, or holds something else.
+    """
+    document = _load(path)
+    if "annotations" in document:
+        raise UserError(
+            f"{path} is an official COCO captions file, which holds one split: "
+            f"name the split, as in annotations: {{train: {path}}}"
+        )
+    entries = []
+    for position, image in enumerate(_field(document, "images", list, path)):
+        at = f"{path}, image number {position}"
+        image_id = _field(image, "cocoid" if isinstance(image, dict) and "cocoid" in image else "imgid", int, at)
+        at = f"{path}, image id {image_id}"
+        split = _field(image, "split", str, at)
+        if split == "restval" and restval == "drop":
+            continue
+        folder = _field(image, "filepath", str, at) if "filepath" in image else ""
+        captions = [_field(sentence, "raw", str, at) for sentence in _field(image, "sentences", list, at)]
+        alt_texts = _field(image, "alt_texts", list, at) if "alt_texts" in image else []
+        entries.append(
+            Entry(
+                image_id,
+                _relative(Path(folder, _field(image, "filename", str, at)), at),
+                _texts(captions, at),
+                "train" if split == "restval" else split,
+                _texts(alt_texts, at),
+            )
+        )
+    _require_unique_ids(entries, path)
+    return entries
+
+
+def read_coco(path: str | Path, split: str) -> list[Entry]:
+    """The entries of an official COCO captions file, such as `captions_train2017.json`, in the file's order.
+
+        {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
+
+    A file without "annotations", such as `image_info_test2014.json`, holds images that are only to be captioned.
+
+    Args:
+        path: The JSON file.
+        split: The split that its images form.
+
+    Raises:
+        UserError: The file cannot be read, holds something else, or has a caption of an image that is not in it.
+    """
+    document = _load(path)
+    images = []
+    for position, image in enumerate(_field(document, "images", list, path)):
+        if isinstance(image, dict) and "sentences" in image:
+            raise UserError(f"{path} is a Karpathy split file, which holds every split: give it as annotations: {path}")
+        image_id = _field(image, "id", int, f"{path}, image number {position}")
+        at = f"{path}, image id {image_id}"
+        images.append((image_id, _relative(Path(_field(image, "file_name", str, at)), at)))
+
+    captions: dict[int, list[str]] = {image_id: [] for image_id, _ in images}
+    annotations = _field(document, "annotations", list, path) if "annotations" in document else []
+    for position, annotation in enumerate(annotations):
+        at = f"{path}, annotation number {position}"
+        image_id = _field(annotation, "image_id", int, at)
+        if image_id not in captions:
+            raise UserError(f'{at}: its image id {image_id} is not among "images"; remove it or add the image')
+        captions[image_id].append(_field(annotation, "caption", str, at))
+
+    entries = [
+        Entry(image_id, file, _texts(captions[image_id], f"{path}, image id {image_id}"), split)
+        for image_id, file in images
+    ]
+    _require_unique_ids(entries, path)
+    return entries
+
+
+def _load(path: str | Path) -> dict[str, Any]:
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
+            "download it again if it was cut short"
+        ) from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not a JSON file in UTF-8; is it still zipped?") from error
+    if not isinstance(document, dict):
+        raise UserError(f'{path}: expected a JSON object with "images", found a {type(document).__name__}')
+    return document
+
+
+def _field(record: Any, key: str, kind: type[Kind], at: str | Path) -> Kind:
+    """record[key], certainly of that kind; `at` says where in the file it stands."""
+    if not isinstance(record, dict):
+        raise UserError(f'{at}: expected a JSON object with "{key}", found a {type(record).__name__}')
+    if key not in record:
+        keys = ", ".join(map(repr, list(record)[:10])) or "no keys at all"
+        raise UserError(f'{at}: "{key}" is missing; found {keys}')
+    value = record[key]
+    # JSON's true is an int to Python, and no id.
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UserError(f'{at}: "{key}" should be of type {kind.__name__}, found {str(value)[:40]!r}')
+    return value
+
+
+def _texts(texts: list[Any], at: str) -> tuple[str, ...]:
+    """Texts with their white space normalised (some of COCO's contain line breaks), without the empty ones."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"{at}: a caption should be a string, found {str(text)[:40]!r}")
+    return tuple(" ".join(text.split()) for text in texts if text.strip())
+
+
+def _relative(file: Path, at: str) -> Path:
+    """The same path, certainly inside whatever folder it is joined to."""
+    if file.is_absolute() or file.drive or ".." in file.parts or not file.parts or "\0" in str(file):
+        raise UserError(
+            f"{at}: the file name {str(file)!r} leads out of the image folder; make it relative to the folder"
+        )
+    return file
+
+
+def _require_unique_ids(entries: list[Entry], path: str | Path) -> None:
+    for image_id, count in Counter(entry.image_id for entry in entries).most_common(1):
+        if count > 1:
+            raise UserError(f"{path}: image id {image_id} is used by {count} images; give every image an id of its own")

@@ -1,0 +1,126 @@
+"""From image files to batches of pixels, as all data modules here do it."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from distcap.data.annotations import Entry
+from distcap.types import Batch, UserError
+
+OnError = Literal["raise", "skip"]
+REMEDY = "replace the file, or leave such images out with --data.on_error skip"
+
+
+def decode(path: str | Path, size: int) -> Tensor:
+    """(3, size, size) uint8 RGB of an image file: upright, squashed to a square, antialiased, on white if transparent.
+
+    Raises:
+        UserError: The file cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            if image.mode.startswith("I;16"):  # convert() would clip its 65,536 greys to 256
+                image = image.point(lambda grey: grey / 256).convert("L")
+            image = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    except Exception as error:  # Pillow's decoders raise nearly anything on corrupt bytes
+        raise UserError(f"cannot read the image {path} ({type(error).__name__}: {error})".replace("\n", " ")) from error
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+class ImageDataset(Dataset):
+    """Entries with the pixels of their files, (3, size, size) uint8.
+
+    An image that cannot be read becomes an item too, the error: only the main process can stop the run with one line,
+    or count what it skips.
+    """
+
+    def __init__(self, entries: Sequence[Entry], paths: Sequence[Path], size: int, on_error: OnError) -> None:
+        self.entries = list(entries)
+        self.paths = list(paths)
+        self.size = size
+        self.on_error = on_error
+        self.skipped: dict[int, UserError] = {}
+        """By image id, what the main process has met so far."""
+        self._memory: list[Tensor | UserError] = []
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> tuple[Entry, Tensor | UserError]:
+        return self.entries[index], self._memory[index] if self._memory else self._read(index)
+
+    def _read(self, index: int) -> Tensor | UserError:
+        try:
+            return decode(self.paths[index], self.size)
+        except UserError as error:
+            return UserError(f"image id {self.entries[index].image_id}: {error}; {REMEDY}")
+
+    def keep_in_memory(self, threads: int, description: str) -> None:
+        """Decode every image now, once: N x 3 x size x size bytes."""
+        if not self._memory:
+            with ThreadPoolExecutor(max(threads, 1)) as pool:
+                pixels = pool.map(self._read, range(len(self)))
+                self._memory = list(tqdm(pixels, description, total=len(self), unit="image", leave=False))
+
+
+def collate(items: list[tuple[Entry, Tensor | UserError]]) -> tuple[Batch | None, dict[int, UserError]]:
+    """The batch of what could be read, and by image id what could not."""
+    errors = {entry.image_id: pixels for entry, pixels in items if isinstance(pixels, UserError)}
+    good = [(entry, pixels) for entry, pixels in items if isinstance(pixels, Tensor)]
+    if not good:
+        return None, errors
+    images = torch.stack([pixels for _, pixels in good]).float().div_(255)
+    captions = [list(entry.captions) for entry, _ in good]
+    return Batch(images, captions, [entry.image_id for entry, _ in good]), errors
+
+
+class ImageLoader(DataLoader):
+    """A DataLoader of an ImageDataset that yields `Batch`: (B, 3, size, size) pixels in [0, 1], captions, image ids.
+
+    Raises the UserError of the first image that cannot be read; or, where the data set skips, yields the batch without
+    it and reports how many there were when the epoch is over.
+    """
+
+    dataset: ImageDataset
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        skipped = self.dataset.skipped
+        before = len(skipped)
+        try:
+            for batch, errors in super().__iter__():
+                for error in errors.values():
+                    if self.dataset.on_error == "raise":
+                        raise error
+                skipped.update(errors)
+                if batch is not None:
+                    yield batch
+        finally:  # also where the consumer knows the number of batches and does not come back after the last
+            if len(skipped) > before:
+                first = next(iter(skipped.values()))
+                warnings.warn(f"skipped {len(skipped)} unreadable images; the first: {first}", stacklevel=2)
+
+
+def loader(dataset: ImageDataset, *, batch_size: int, num_workers: int, **kwargs: Any) -> ImageLoader:
+    """An ImageLoader with pinned memory where there is a GPU, and workers that live as long as the loader."""
+    return ImageLoader(
+        dataset,
+        collate_fn=collate,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        **kwargs,
+    )

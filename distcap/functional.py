@@ -1,0 +1,159 @@
+"""The method's maths on plain tensors. Shapes are those of `distcap.types`.
+
+Source: Chaffin, Claveau, Kijak, "Distinctive Image Captioning: Leveraging Ground Truth Captions in CLIP Guided
+Reinforcement Learning" (arXiv 2402.13936).
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Direction = Literal["image_to_text", "text_to_image", "both"]
+Reduction = Literal["mean", "sum"]
+Weighting = Literal["raw", "minmax", "softmax", "clamp"]
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """(N, T), (N, T) -> (N,) mean over the real tokens; zero for a row without any. Padding has no say, whatever it holds."""
+    kept = torch.where(mask, values, torch.zeros_like(values))
+    return kept.sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def sequence_logprobs(logprobs: Tensor, mask: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """(N, T), (N, T) -> (N,) log-probability of each caption, end token included.
+
+    "mean" divides by the caption's own number of tokens, never by the padded length; "sum" is log p(c|i) itself.
+    """
+    if reduction == "mean":
+        return masked_mean(logprobs, mask)
+    return torch.where(mask, logprobs, torch.zeros_like(logprobs)).sum(-1)
+
+
+def reinforce(logprobs: Tensor, mask: Tensor, advantages: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """(N, T), (N, T), (N,) -> scalar: minus the mean over captions of advantage x log-probability.
+
+    Teacher forcing is this with advantage 1 on ground truth, SCST with reward minus greedy reward on samples, and weighted
+    teacher forcing with the ground truth's own reward (paper, section on GT captions as trajectories).
+    """
+    return -(advantages.detach() * sequence_logprobs(logprobs, mask, reduction)).mean()
+
+
+def weights(rewards: Tensor, weighting: Weighting) -> Tensor:
+    """(N,) -> (N,) what a ground-truth caption weighs in weighted teacher forcing.
+
+    A raw reward may be negative, and then unlearns the human caption. The others are never negative: "minmax" maps the
+    batch onto [0, 1], "softmax" sums to N, "clamp" cuts at zero. A batch of equal rewards gets equal weights of 1 by
+    minmax and softmax.
+    """
+    if weighting == "raw":
+        return rewards
+    if weighting == "clamp":
+        return rewards.clamp(min=0)
+    if weighting == "softmax":
+        return rewards.softmax(0) * len(rewards)
+    low, high = rewards.min(), rewards.max()
+    return torch.where(high > low, (rewards - low) / (high - low).clamp(min=1e-12), torch.ones_like(rewards))
+
+
+def group_mean(values: Tensor, index: Tensor, groups: int) -> Tensor:
+    """(N,), (N,) -> (groups,) mean of the values of each group; zero for an empty group."""
+    sums = values.new_zeros(groups).index_add(0, index, values)
+    counts = values.new_zeros(groups).index_add(0, index, torch.ones_like(values))
+    return sums / counts.clamp(min=1)
+
+
+def leave_one_out(rewards: Tensor, image_index: Tensor) -> Tensor:
+    """(N,), (N,) -> (N,) mean reward of the image's other captions (Luo 2020; RLOO).
+
+    Raises ValueError where an image has a single caption: there is no other to compare it with.
+    """
+    groups = int(image_index.max()) + 1 if len(image_index) else 0
+    sums = rewards.new_zeros(groups).index_add(0, image_index, rewards)
+    counts = rewards.new_zeros(groups).index_add(0, image_index, torch.ones_like(rewards))
+    others = counts[image_index] - 1
+    if (others < 1).any():
+        raise ValueError("leave-one-out needs at least two samples of each image; raise samples_per_image")
+    return (sums[image_index] - rewards) / others
+
+
+def contrastive(
+    captions: Tensor,
+    images: Tensor,
+    pool_captions: Tensor,
+    pool_images: Tensor,
+    caption_position: Tensor,
+    image_position: Tensor,
+    *,
+    tau: float | Tensor,
+    direction: Direction = "both",
+    clamp: float | None = None,
+) -> Tensor:
+    r"""(N,) decoupled contrastive reward: how much better a caption fits its image than the pool does.
+
+    With s(c, i) the cosine similarity,
+
+        r_image_to_text(c, i) = s(c, i) - tau logsumexp_{c' in pool, c' != c} s(c', i) / tau
+        r_text_to_image(c, i) = s(c, i) - tau logsumexp_{j in pool, j != i} s(c, j) / tau
+
+    and "both" is their mean (paper, bidirectional contrastive reward). The positive is not in its own denominator. The
+    image's other captions, its ground truth among them, stay in the pool: they are the strong baselines.
+
+    Args:
+        captions: (N, D) normalised embeddings of the captions to reward.
+        images: (N, D) normalised embedding of each caption's image.
+        pool_captions: (C, D) captions that compete for the images.
+        pool_images: (J, D) images that compete for the captions.
+        caption_position: (N,) where each caption stands in the pool; negative if it is not in it.
+        image_position: (N,) where each caption's image stands in the pool.
+        tau: temperature, 1 / exp(logit_scale) of the CLIP used.
+        direction: which of the two, or both.
+        clamp: upper bound of each direction in units of tau; the released code has 16. None by default: a masked logsumexp
+            needs no guard against cancellation.
+
+    Raises:
+        ValueError: a pool has nothing in it for a caption to be compared with.
+    """
+    own = (captions * images).sum(-1)
+
+    def margin(similarity: Tensor, position: Tensor) -> Tensor:
+        columns = torch.arange(similarity.shape[1], device=similarity.device)
+        itself = columns[None, :] == position[:, None]
+        if bool(itself.all(1).any()):
+            raise ValueError("a contrastive reward needs at least two images and two captions in its pool")
+        reward = own - tau * (similarity / tau).masked_fill(itself, -torch.inf).logsumexp(1)
+        return reward if clamp is None else reward.clamp(max=clamp * float(tau))
+
+    parts = []
+    if direction in ("image_to_text", "both"):
+        parts.append(margin(images @ pool_captions.T, caption_position))
+    if direction in ("text_to_image", "both"):
+        parts.append(margin(captions @ pool_images.T, image_position))
+    return torch.stack(parts).mean(0)
+
+
+def kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """(N, T), (N, T), (N, T) -> (N,) estimate of KL(policy || reference) per token, from the sampled tokens alone.
+
+    The estimator r - 1 - log r with r = p_reference / p_policy: unbiased, never negative (Schulman, "Approximating KL").
+    """
+    log_ratio = torch.where(mask, reference_logprobs - logprobs, torch.zeros_like(logprobs))
+    return masked_mean(log_ratio.exp() - 1 - log_ratio, mask)
+
+
+def ranks(similarity: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, J), (N,) -> (N,) columns that beat the target, (N,) other columns that tie with it.
+
+    Kept apart because ties must neither count as hits nor as misses: a captioner that says one thing for all images
+    ties everywhere (trap 3 of the metric).
+    """
+    own = similarity.gather(1, target[:, None])
+    better = (similarity > own).sum(1)
+    ties = (similarity == own).sum(1) - 1
+    return better, ties
+
+
+def recall(better: Tensor, ties: Tensor, k: int) -> Tensor:
+    """(N,), (N,) -> scalar: the expected recall@k in percent when ties are broken at random."""
+    hits = (k - better).clamp(min=0) / (ties + 1)
+    return 100 * hits.clamp(max=1).double().mean()

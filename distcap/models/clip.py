@@ -1,0 +1,142 @@
+"""A frozen dual encoder: the judge of what a caption says of an image."""
+
+import contextlib
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distcap.models.embeddings import EmbeddingStore
+from distcap.types import UserError
+
+
+class FrozenClip:
+    """An open_clip model with its own preprocessing, without gradients.
+
+    Not an nn.Module: it is no part of what is trained, so neither checkpoints nor distributed wrappers should see it. Two
+    instances of one model share its weights.
+
+    Args:
+        model: an open_clip model name, a run folder of the clip stage, or a folder with `open_clip_config.json`.
+        pretrained: for a model name, open_clip's tag or a checkpoint file of one's own.
+        prompt: put before each caption, e.g. "A photo depicts " for CLIP-S.
+        batch_size: images or captions in one forward pass.
+
+    Raises:
+        UserError: there is no such model, or its weights cannot be read.
+    """
+
+    def __init__(
+        self, model: str = "ViT-B-32-quickgelu", pretrained: str = "openai", prompt: str = "", batch_size: int = 256
+    ) -> None:
+        self.prompt = prompt
+        self.batch_size = batch_size
+        self.truncated = 0
+        """Captions cut at the context length so far: CLIP does so silently."""
+        self.net, self.preprocess, self.tokenizer = _load(_source(model), pretrained)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    def to(self, device: torch.device | str) -> "FrozenClip":
+        self.net.to(device)
+        return self
+
+    @property
+    def tau(self) -> float:
+        """Temperature of the similarities, 1 / exp(logit_scale)."""
+        return float(1 / self.net.logit_scale.exp())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes whenever an embedding would: with the weights, the preprocessing or the prompt."""
+        digest = hashlib.sha256(f"{self.preprocess} {self.prompt}".encode())
+        for name, value in sorted(self.net.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def embed_images(self, files: Sequence[Path]) -> Tensor:
+        """F files -> (F, D) normalised embeddings."""
+        with ThreadPoolExecutor() as pool:
+            pixels = torch.stack(list(pool.map(self._open, files)))
+        return self.net.encode_image(pixels.to(self.device), normalize=True).float()
+
+    @torch.no_grad()
+    def embed_captions(self, captions: Sequence[str]) -> Tensor:
+        """N strings -> (N, D) normalised embeddings."""
+        tokens = self._tokenize([self.prompt + caption for caption in captions]).to(self.device)
+        parts = [self.net.encode_text(part, normalize=True) for part in tokens.split(self.batch_size)]
+        return torch.cat(parts).float()
+
+    def image_store(self, files: Mapping[int, Path], folder: Path) -> EmbeddingStore:
+        """Embeddings of images, by image id; computed once, whatever the number of runs. A changed file is seen again."""
+        stats = {image_id: path.stat() for image_id, path in files.items()}
+        versions = {str(i): f"{s.st_size}-{s.st_mtime_ns}" for i, s in stats.items()}
+        return EmbeddingStore.build(
+            folder / f"{self.fingerprint}-images",
+            versions,
+            lambda keys: self.embed_images([files[int(key)] for key in keys]),
+            batch_size=self.batch_size,
+            title="CLIP sees the images",
+        )
+
+    def caption_store(self, captions: Sequence[str], folder: Path) -> EmbeddingStore:
+        """Embeddings of captions that will be read many times, the ground truth's, by the caption itself."""
+        return EmbeddingStore.build(
+            folder / f"{self.fingerprint}-captions",
+            dict.fromkeys(captions, ""),
+            self.embed_captions,
+            batch_size=self.batch_size,
+            title="CLIP reads the ground truth",
+        )
+
+    def _open(self, path: Path) -> Tensor:
+        from PIL import Image
+
+        try:
+            with Image.open(path) as image:
+                return self.preprocess(image.convert("RGB"))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path}: not a readable image ({error}); mend it or take it out of the data set") from error
+
+    def _tokenize(self, captions: Sequence[str]) -> Tensor:
+        """One column more than the context tells which captions are too long for it."""
+        length = self.net.context_length
+        tokens = self.tokenizer(list(captions), context_length=length + 1)
+        padding = self.tokenizer([""], context_length=length + 1)[0, -1]
+        too_long = tokens[:, -1] != padding
+        self.truncated += int(too_long.sum())
+        tokens[too_long, length - 1] = tokens[too_long, length]
+        return tokens[:, :length]
+
+
+def _source(model: str) -> str:
+    for folder in (Path(model) / "clip", Path(model)):
+        if (folder / "open_clip_config.json").is_file():
+            return f"local-dir:{folder.resolve()}"
+    if Path(model).exists() or model.startswith(("runs/", ".", "/")):
+        raise UserError(f"{model}: no CLIP there (no clip/open_clip_config.json); train it with `distcap fit --config clip.yaml`")
+    return model
+
+
+@lru_cache(maxsize=4)
+def _load(source: str, pretrained: str) -> tuple[Any, Any, Any]:
+    import open_clip
+
+    try:
+        with contextlib.redirect_stdout(None):
+            net, preprocess = open_clip.create_model_from_pretrained(source, pretrained=pretrained, weights_only=True)
+            tokenizer = open_clip.get_tokenizer(source)
+    except (RuntimeError, ValueError, OSError) as error:
+        line = str(error).splitlines()[0][:300]
+        raise UserError(f"CLIP {source} ({pretrained}) cannot be loaded: {line}") from error
+    assert isinstance(net, nn.Module)
+    return net.requires_grad_(False).eval(), preprocess, tokenizer

@@ -1,0 +1,35 @@
+"""What a reward is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from distcap.experience import Experience
+from distcap.types import Rollout
+
+
+class Reward(nn.Module, ABC):
+    """A score of captions, higher is better.
+
+    Args:
+        weight: its share in the total; the rewards of a run are summed.
+    """
+
+    learning_rate: float | None = None
+    """Of a reward that learns with the policy; None for one that does not."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def prepare(self, references: Mapping[int, Sequence[str]]) -> None:  # noqa: B027 - most rewards need nothing
+        """Called once with the training ground truth: image id -> captions."""
+
+    @abstractmethod
+    def forward(self, rollout: Rollout, experience: Experience) -> Tensor:
+        """(N,) the reward of each caption, before its weight; without gradient."""
+
+    def loss(self, experience: Experience) -> Tensor | None:
+        """The loss of a reward that learns, to be minimised along with the policy's; None for one that does not."""
+        return None

@@ -1,0 +1,63 @@
+"""The bidirectional contrastive reward with human captions as strong baselines."""
+
+import torch
+from torch import Tensor
+
+from distcap.experience import Experience, Source
+from distcap.functional import Direction, contrastive
+from distcap.rewards.base import Reward
+from distcap.types import Rollout
+
+
+class Contrastive(Reward):
+    """How much better a caption fits its image than the pool's other captions and images do.
+
+    The formulas are those of `distcap.functional.contrastive` (paper, bidirectional contrastive reward). Negative values
+    are usual: the pool holds the image's own human caption.
+
+    Args:
+        weight: share in the total reward.
+        direction: image_to_text lets captions compete for the image, text_to_image images for the caption.
+        ground_truth: human captions are in the pool.
+        greedy: the policy's greedy captions are, too.
+        tau: temperature; None for the CLIP's own.
+        clamp: upper bound of each direction in units of tau, the released code's 16; None for none.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        direction: Direction = "both",
+        ground_truth: bool = True,
+        greedy: bool = False,
+        tau: float | None = None,
+        clamp: float | None = None,
+    ) -> None:
+        super().__init__(weight)
+        self.direction = direction
+        self.sources: tuple[Source, ...] = (
+            "sampled",
+            *(["ground_truth"] if ground_truth else []),
+            *(["greedy"] if greedy else []),
+        )
+        self.tau = tau
+        self.clamp = clamp
+
+    def forward(self, rollout: Rollout, experience: Experience) -> Tensor:
+        pool = experience.pool(self.sources)
+        source = experience.source(rollout)
+        own = torch.arange(len(rollout), device=rollout.image_index.device)
+        nowhere = torch.full_like(own, -1)
+        if self.tau is None and experience.clip is None:
+            raise ValueError("the contrastive reward needs the stage's clip, or a tau of its own")
+        return contrastive(
+            experience.caption_embeddings(rollout),
+            experience.image_embeddings[rollout.image_index],
+            pool.captions,
+            pool.images,
+            own + pool.offsets[source] if source in pool.offsets else nowhere,
+            rollout.image_index + pool.image_offset,
+            tau=experience.clip.tau if self.tau is None else self.tau,  # type: ignore[union-attr]
+            direction=self.direction,
+            clamp=self.clamp,
+        )

@@ -1,0 +1,41 @@
+"""A text discriminator's opinion, the regularisation that keeps captions human."""
+
+import torch
+from torch import Tensor
+
+from distcap.experience import Experience
+from distcap.models import Discriminator
+from distcap.rewards.base import Reward
+from distcap.types import Rollout
+
+
+class DiscriminatorReward(Reward):
+    """Probability that a human wrote the caption, by an MLP on CLIP embeddings of image and text.
+
+    Args:
+        init_from: run folder of the discriminator stage.
+        weight: share in the total reward.
+        learning: go on training it against the policy, one update a step; the reward is read before the update.
+        learning_rate: of that training (the released code's 7e-5).
+    """
+
+    def __init__(
+        self, init_from: str, weight: float = 1.0, learning: bool = True, learning_rate: float = 7e-5
+    ) -> None:
+        super().__init__(weight)
+        self.discriminator = Discriminator.load(init_from)
+        self.learning_rate = learning_rate if learning else None
+        self.discriminator.requires_grad_(learning)
+
+    def forward(self, rollout: Rollout, experience: Experience) -> Tensor:
+        images = experience.image_embeddings[rollout.image_index]
+        return self.discriminator(images, experience.caption_embeddings(rollout)).sigmoid()
+
+    def loss(self, experience: Experience) -> Tensor | None:
+        if self.learning_rate is None:
+            return None
+        rollouts = experience.sampled, experience.ground_truth
+        images = torch.cat([experience.image_embeddings[rollout.image_index] for rollout in rollouts])
+        captions = torch.cat([experience.caption_embeddings(rollout) for rollout in rollouts])
+        human = torch.arange(len(images), device=images.device) >= len(rollouts[0])
+        return self.discriminator.loss(images, captions, human)
