@@ -111,7 +111,8 @@ class Experience:
     @cached_property
     def memory(self) -> Tensor:
         """(B, S, E) the images as the captioner sees them, with gradient; encoded once a step."""
-        return self.captioner.encode(self.batch.images)
+        with torch.enable_grad():  # whoever reads it first
+            return self.captioner.encode(self.batch.images)
 
     def _draw(self, sampler: Any, gradient: bool) -> Rollout:
         with torch.set_grad_enabled(gradient):
@@ -128,7 +129,6 @@ class Experience:
     @cached_property
     def greedy(self) -> Rollout:
         """The policy's likeliest caption of each image; for baselines and pools, without gradient."""
-        _ = self.memory  # must be encoded with gradient, whoever reads it first
         return self._draw(self._greedy, gradient=False)
 
     @cached_property
@@ -141,7 +141,10 @@ class Experience:
             captions += [truth[i] for i in order.tolist()]
         tokens, mask = self.captioner.tokenize(captions)
         index = torch.arange(len(self.batch), device=tokens.device).repeat_interleave(count)
-        return Rollout(captions, tokens, mask, self.captioner.score(self.memory, tokens, mask, index), index)
+        # A reward may be the first to read this, and rewards are computed without the gradient that WTF needs.
+        with torch.enable_grad():
+            logprobs = self.captioner.score(self.memory, tokens, mask, index)
+        return Rollout(captions, tokens, mask, logprobs, index)
 
     @cached_property
     def reference_logprobs(self) -> Tensor:

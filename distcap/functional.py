@@ -16,8 +16,13 @@ Weighting = Literal["raw", "minmax", "softmax", "clamp"]
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """(N, T), (N, T) -> (N,) mean over the real tokens; zero for a row without any. Padding has no say, whatever it holds."""
+    return _masked_sum(values, mask) / mask.sum(-1).clamp(min=1)
+
+
+def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    # One token after the other: Tensor.sum groups its summands by the padded length, and padding would have the last bit.
     kept = torch.where(mask, values, torch.zeros_like(values))
-    return kept.sum(-1) / mask.sum(-1).clamp(min=1)
+    return sum(kept.unbind(-1), start=values.new_zeros(values.shape[:-1]))
 
 
 def sequence_logprobs(logprobs: Tensor, mask: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -27,7 +32,7 @@ def sequence_logprobs(logprobs: Tensor, mask: Tensor, reduction: Reduction = "me
     """
     if reduction == "mean":
         return masked_mean(logprobs, mask)
-    return torch.where(mask, logprobs, torch.zeros_like(logprobs)).sum(-1)
+    return _masked_sum(logprobs, mask)
 
 
 def reinforce(logprobs: Tensor, mask: Tensor, advantages: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -73,7 +78,9 @@ def leave_one_out(rewards: Tensor, image_index: Tensor) -> Tensor:
     counts = rewards.new_zeros(groups).index_add(0, image_index, torch.ones_like(rewards))
     others = counts[image_index] - 1
     if (others < 1).any():
-        raise ValueError("leave-one-out needs at least two samples of each image; raise samples_per_image")
+        raise ValueError(
+            "leave-one-out needs at least two samples of each image; raise model.init_args.sampler.samples"
+        )
     return (sums[image_index] - rewards) / others
 
 
@@ -148,7 +155,7 @@ def ranks(similarity: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     ties everywhere (trap 3 of the metric).
     """
     own = similarity.gather(1, target[:, None])
-    better = (similarity > own).sum(1)
+    better = (~(similarity <= own)).sum(1)  # a NaN beats the target: a broken embedding must not look like a hit
     ties = (similarity == own).sum(1) - 1
     return better, ties
 

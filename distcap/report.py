@@ -95,9 +95,9 @@ TABLES: dict[str, tuple[Group, ...]] = {
             "Looks at the generated captions alone.",
             (
                 Column("length", "length", "mean length of a caption in words", digits=1, better=0),
-                Column("distinct@1", "distinct", "different words as a share of all words written"),
-                Column("repetition", "repeats", "share of repetition within captions", better=-1),
-                Column("bad_endings", "cut off", "share of captions that stop mid-phrase: “a dog on a”", better=-1),
+                Column("distinct@1", "distinct", "different words as a share of all words"),
+                Column("repetition", "repeats", "share of word pairs that a caption has said before", better=-1),
+                Column("bad_endings", "cut off", "share of captions that break off: “a dog on a”", better=-1),
             ),
         ),
     ),
@@ -117,7 +117,7 @@ TERMINAL = {
     "bad_endings": "cut\noff",
 }
 CURVES = {
-    "reward/sampled/total": ("Reward", "Should rise, then level off. Scales differ from run to run: compare shapes."),
+    "reward/total": ("Reward", "Should rise, then level off. Scales differ from run to run: compare shapes."),
     "policy/length": ("Length", "Should stay near the human captions'. A steady climb is padding for the reward."),
     "policy/entropy": ("Entropy", "May sink slowly. A plunge to zero means every image gets the same few words."),
 }
@@ -308,6 +308,9 @@ def render(
     ids = sorted({image_id for run in runs for image_id in run.captions})
     drawn = random.Random(seed).sample(ids, min(max(images, 0), len(ids)))
     gains, losses = extremes(base, best)
+    # Evaluation ranks by the judge where there is one. Without it, the page says so and goes by the reward CLIP.
+    judged = any(run.value("judge_t2i_recall@1") is not None for run in runs)
+    recall_key, ranker = ("judge_t2i_recall@1", "judge") if judged else ("t2i_recall@1", "reward CLIP")
     # The template's macros leave blank lines behind, and a page starts with its doctype.
     return template.render(
         title=title,
@@ -317,8 +320,10 @@ def render(
         runs=runs,
         base=base,
         best=best,
+        recall_key=recall_key,
+        ranker=ranker,
         tables=[_page_table(heading, groups, runs) for heading, groups in TABLES.items()],
-        tradeoff=_tradeoff(runs, base),
+        tradeoff=_tradeoff(runs, base, recall_key, ranker),
         curves=_curves(runs),
         total=len(ids),
         gallery=[_card(image_id, runs, pictures) for image_id in drawn],
@@ -404,16 +409,16 @@ def _card(image_id: int, runs: Sequence[Run], pictures: Pictures) -> dict[str, A
     }
 
 
-def _tradeoff(runs: Sequence[Run], base: Run) -> "Markup | None":
+def _tradeoff(runs: Sequence[Run], base: Run, recall_key: str, ranker: str) -> "Markup | None":
     """Distinctiveness against writing quality, one point a run; the baseline's lines part better from worse."""
-    points = [(run, run.value("cider"), run.value("judge_t2i_recall@1")) for run in runs]
+    points = [(run, run.value("cider"), run.value(recall_key)) for run in runs]
     shown = [(run, x, y) for run, x, y in points if x is not None and y is not None]
     if not shown:
         return None
     figure, axes = _axes(6.6, 4.2)
     axes.margins(0.2)
     axes.set_xlabel("writing quality (CIDEr) →", color=INK)
-    axes.set_ylabel("distinctiveness (judge t2i R@1, %) →", color=INK, labelpad=8)
+    axes.set_ylabel(f"distinctiveness ({ranker} t2i R@1, %) →", color=INK, labelpad=8)
     for run, x, y in shown:
         axes.plot(x, y, "o", markersize=10, color=run.color)
         if run is base and len(shown) > 1:

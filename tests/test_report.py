@@ -228,6 +228,14 @@ def test_the_validation_split_stands_in_where_no_run_was_tested(tmp_path: Path) 
     assert "val split" in report(tmp_path / "runs").read_text()
 
 
+def test_without_a_judge_the_page_goes_by_the_reward_clip_and_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", "mle", {"t2i_recall@1": 33.3, "cider": 1.0}, make_rows(tmp_path, "mle"))
+    page = report(tmp_path / "runs").read_text()
+    assert "distinctiveness (reward CLIP t2i R@1, %)" in page
+    assert "by the reward CLIP" in page
+    assert "by the judge" not in page
+
+
 def test_a_run_without_captions_is_in_the_table_alone(folder: Path) -> None:
     (folder / "clip_only" / "captions_test.json").unlink()
     page = report(folder).read_text()

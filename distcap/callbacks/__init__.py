@@ -1,0 +1,6 @@
+"""Callbacks, attached in YAML."""
+
+from distcap.callbacks.evaluation import Evaluation
+from distcap.callbacks.predictions import Predictions
+
+__all__ = ["Evaluation", "Predictions"]

@@ -40,8 +40,8 @@ def read_karpathy(path: str | Path, restval: Restval = "train") -> list[Entry]:
 
     Args:
         path: The JSON file.
-        restval: What becomes of the images of COCO's validation set that are in neither Karpathy's val nor his test: part of
-            train, as nearly every paper has it, or dropped.
+        restval: What becomes of the images of COCO's validation set that are in neither Karpathy's val nor his test:
+            part of train, as nearly every paper has it, or dropped.
 
     Raises:
         UserError: The file cannot be read, or holds something else.

@@ -32,9 +32,9 @@ class CocoCaptions(LightningDataModule):
         eval_batch_size: Images of a validation, test or prediction batch; by default batch_size.
         num_workers: Processes that decode images, for each split.
         seed: Of the order of training images.
-        on_error: What to do with an image that is absent, corrupt or has no captions: stop with one line, or leave it out
-            and say at the end how many there were. A corrupt image left out makes its batch smaller: on several processes,
-            which need batches of one size, replace the file.
+        on_error: What to do with an image that is absent, corrupt or has no captions: stop with one line, or leave it
+            out and say at the end how many there were. A corrupt image left out makes its batch smaller; several
+            processes need batches of one size, so replace the file there.
         cache: Decode every image once and keep 3 x image_size x image_size bytes of each: for small data sets.
         cache_dir: Where embeddings of this data set are stored; by default in `.distcap`, next to the annotations.
         limit: Take only the first so many images of each split, for a quick look.
@@ -149,7 +149,9 @@ class CocoCaptions(LightningDataModule):
         entries = [entry for entry in everything if entry.split == name][: self.limit]
         if not entries:
             found = dict(Counter(entry.split for entry in everything))
-            raise UserError(f"--data.annotations {self.annotations} has no images of split {name}, found {found}")
+            raise UserError(
+                f"{self.annotations} has no images of split {name}, found {found}; add some, this stage reads them"
+            )
         if not self._folder(name).is_dir():
             raise UserError(f"there is no image folder {self._folder(name)}. {self.hint}")
         if split != "predict":

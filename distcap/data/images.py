@@ -43,8 +43,8 @@ def decode(path: str | Path, size: int) -> Tensor:
 class ImageDataset(Dataset):
     """Entries with the pixels of their files, (3, size, size) uint8.
 
-    An image that cannot be read becomes an item too, the error: only the main process can stop the run with one line,
-    or count what it skips.
+    An image that cannot be read becomes an item too, the message that says so: only the main process can stop the run
+    with one line, or count what it skips.
     """
 
     def __init__(self, entries: Sequence[Entry], paths: Sequence[Path], size: int, on_error: OnError) -> None:
@@ -52,21 +52,21 @@ class ImageDataset(Dataset):
         self.paths = list(paths)
         self.size = size
         self.on_error = on_error
-        self.skipped: dict[int, UserError] = {}
-        """By image id, what the main process has met so far."""
-        self._memory: list[Tensor | UserError] = []
+        self.skipped: dict[int, str] = {}
+        """Image id -> message, for what the main process has met so far."""
+        self._memory: list[Tensor | str] = []
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, index: int) -> tuple[Entry, Tensor | UserError]:
+    def __getitem__(self, index: int) -> tuple[Entry, Tensor | str]:
         return self.entries[index], self._memory[index] if self._memory else self._read(index)
 
-    def _read(self, index: int) -> Tensor | UserError:
+    def _read(self, index: int) -> Tensor | str:
         try:
             return decode(self.paths[index], self.size)
         except UserError as error:
-            return UserError(f"image id {self.entries[index].image_id}: {error}; {REMEDY}")
+            return f"image id {self.entries[index].image_id}: {error}; {REMEDY}"
 
     def keep_in_memory(self, threads: int, description: str) -> None:
         """Decode every image now, once: N x 3 x size x size bytes."""
@@ -76,9 +76,9 @@ class ImageDataset(Dataset):
                 self._memory = list(tqdm(pixels, description, total=len(self), unit="image", leave=False))
 
 
-def collate(items: list[tuple[Entry, Tensor | UserError]]) -> tuple[Batch | None, dict[int, UserError]]:
-    """The batch of what could be read, and by image id what could not."""
-    errors = {entry.image_id: pixels for entry, pixels in items if isinstance(pixels, UserError)}
+def collate(items: list[tuple[Entry, Tensor | str]]) -> tuple[Batch | None, dict[int, str]]:
+    """The batch of what could be read, and by image id the message about what could not."""
+    errors = {entry.image_id: pixels for entry, pixels in items if isinstance(pixels, str)}
     good = [(entry, pixels) for entry, pixels in items if isinstance(pixels, Tensor)]
     if not good:
         return None, errors
@@ -98,12 +98,12 @@ class ImageLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         skipped = self.dataset.skipped
-        before = len(skipped)
+        before, fatal = len(skipped), None
         try:
             for batch, errors in super().__iter__():
-                for error in errors.values():
-                    if self.dataset.on_error == "raise":
-                        raise error
+                if errors and self.dataset.on_error == "raise":
+                    fatal = next(iter(errors.values()))
+                    break
                 skipped.update(errors)
                 if batch is not None:
                     yield batch
@@ -111,6 +111,9 @@ class ImageLoader(DataLoader):
             if len(skipped) > before:
                 first = next(iter(skipped.values()))
                 warnings.warn(f"skipped {len(skipped)} unreadable images; the first: {first}", stacklevel=2)
+        if fatal:
+            self._iterator = None  # ends the workers; the traceback would keep them, and make the process wait for them
+            raise UserError(fatal)
 
 
 def loader(dataset: ImageDataset, *, batch_size: int, num_workers: int, **kwargs: Any) -> ImageLoader:

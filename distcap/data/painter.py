@@ -62,9 +62,7 @@ class Scene:
 def random_scene(rng: random.Random) -> Scene:
     """A scene of two or three shapes of different kinds."""
     kinds = rng.sample(KINDS, rng.choice((2, 2, 3)))
-    shapes = tuple(
-        Shape(kind, rng.choice(list(COLOURS)), rng.choice(PATTERNS), rng.choice(SIZES)) for kind in kinds
-    )
+    shapes = tuple(Shape(kind, rng.choice(list(COLOURS)), rng.choice(PATTERNS), rng.choice(SIZES)) for kind in kinds)
     return Scene(rng.choice(BACKGROUNDS), shapes, rng.randrange(2**32))
 
 

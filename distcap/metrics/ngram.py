@@ -51,8 +51,9 @@ def _check(captions: Mapping[int, str], references: Mapping[int, Sequence[str]])
     for what, ids in (
         ("captions but no references", captions.keys() - references.keys()),
         ("references but no caption", references.keys() - captions.keys()),
-        ("an empty list of references", {i for i in captions if i in references and not references[i]}),
+        ("an empty list of references", {i for i, texts in references.items() if not texts}),
     ):
         if ids:
+            images = "1 image has" if len(ids) == 1 else f"{len(ids)} images have"
             shown = ", ".join(map(str, sorted(ids)[:5])) + (", ..." if len(ids) > 5 else "")
-            raise UserError(f"{len(ids)} of {len(captions)} images have {what} (ids {shown}); score the same images")
+            raise UserError(f"{images} {what} (ids {shown}); give one caption and some references for the same images")

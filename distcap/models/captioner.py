@@ -41,7 +41,7 @@ class Sampler:
 class Captioner(nn.Module, ABC):
     """The policy: images in, captions out. Tokens are its own affair; the rest of distcap speaks strings."""
 
-    def prepare(self, captions: Iterable[str]) -> None:  # noqa: B027 - most captioners need nothing
+    def prepare(self, captions: Iterable[str]) -> None:
         """Called before training with the training captions, for captioners that make their vocabulary of them."""
 
     @abstractmethod

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -105,7 +106,9 @@ class FrozenClip:
             with Image.open(path) as image:
                 return self.preprocess(image.convert("RGB"))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: not a readable image ({error}); mend it or take it out of the data set") from error
+            raise UserError(
+                f"{path}: not a readable image ({error}); mend it or take it out of the data set"
+            ) from error
 
     def _tokenize(self, captions: Sequence[str]) -> Tensor:
         """One column more than the context tells which captions are too long for it."""
@@ -123,7 +126,9 @@ def _source(model: str) -> str:
         if (folder / "open_clip_config.json").is_file():
             return f"local-dir:{folder.resolve()}"
     if Path(model).exists() or model.startswith(("runs/", ".", "/")):
-        raise UserError(f"{model}: no CLIP there (no clip/open_clip_config.json); train it with `distcap fit --config clip.yaml`")
+        raise UserError(
+            f"{model}: no CLIP there (no clip/open_clip_config.json); train it with `distcap fit --config clip.yaml`"
+        )
     return model
 
 
@@ -135,7 +140,7 @@ def _load(source: str, pretrained: str) -> tuple[Any, Any, Any]:
         with contextlib.redirect_stdout(None):
             net, preprocess = open_clip.create_model_from_pretrained(source, pretrained=pretrained, weights_only=True)
             tokenizer = open_clip.get_tokenizer(source)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, UnpicklingError) as error:
         line = str(error).splitlines()[0][:300]
         raise UserError(f"CLIP {source} ({pretrained}) cannot be loaded: {line}") from error
     assert isinstance(net, nn.Module)

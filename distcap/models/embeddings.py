@@ -21,10 +21,14 @@ class EmbeddingStore:
         self.folder = folder
         self._rows: dict[str, int] = {}
         self.versions: dict[str, str] = {}
+        self._index_size = 0
         count, width = 0, 1
         if (index := folder / "index.jsonl").exists():
-            for line in index.read_text().splitlines():
+            for line in index.read_text().splitlines(keepends=True):
+                if not line.endswith("\n"):  # interrupted while it was written
+                    break
                 batch = json.loads(line)
+                self._index_size += len(line)
                 width = batch["width"]
                 self._rows.update({key: count + row for row, key in enumerate(batch["versions"])})
                 self.versions.update(batch["versions"])
@@ -67,6 +71,7 @@ class EmbeddingStore:
             values, index = folder / "values.f32", folder / "index.jsonl"
             with values.open("ab") as rows, index.open("a") as lines, tqdm(total=len(todo), desc=title) as bar:
                 rows.truncate(store._values.size * 4 if store._rows else 0)
+                lines.truncate(store._index_size)
                 for start in range(0, len(todo), batch_size):
                     keys = todo[start : start + batch_size]
                     batch = embed(keys).cpu().float().numpy()

@@ -109,13 +109,17 @@ class VisionEncoderDecoder(Captioner):
         model.generation_config = GenerationConfig(**self._tokens)
         self.register_buffer("mean", torch.tensor(self.processor.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.processor.image_std).view(3, 1, 1), persistent=False)
+        # Captions are padded after their end, where a causal decoder cannot see it: no mask is needed, nor a warning of it.
+        model.decoder.config.pad_token_id = None
         model.encoder.requires_grad_(not self.freeze_encoder)
         self.model = model
 
     def encode(self, images: Tensor) -> Tensor:
         side = self.model.config.encoder.image_size
         if images.shape[-1] != side:
-            raise UserError(f"the captioner sees images of {side} pixels, got {images.shape[-1]}; set --data.image_size={side}")
+            raise UserError(
+                f"the captioner sees images of {side} pixels, got {images.shape[-1]}; set --data.image_size={side}"
+            )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             memory = self.model.encoder(pixel_values=(images - self.mean) / self.std).last_hidden_state
         return memory
@@ -149,13 +153,17 @@ class VisionEncoderDecoder(Captioner):
         return tokens, mask, index
 
     def score(self, memory: Tensor, tokens: Tensor, mask: Tensor, image_index: Tensor) -> Tensor:
+        # Columns of nothing but padding would change how the sums are ordered, hence the last bits of other columns.
+        length, width = int(mask.any(0).sum()), tokens.shape[1]
+        tokens, mask = tokens[:, :length], mask[:, :length]
         inputs = torch.cat([tokens.new_full((len(tokens), 1), self.start), tokens[:, :-1]], 1)
         states = memory[image_index]
         if projection := getattr(self.model, "enc_to_dec_proj", None):
             states = projection(states)
         logits = self.model.decoder(input_ids=inputs, encoder_hidden_states=states, use_cache=False).logits
         logprobs = logits.float().log_softmax(-1).gather(2, tokens[..., None]).squeeze(2)
-        return torch.where(mask, logprobs, torch.zeros_like(logprobs))
+        logprobs = torch.where(mask, logprobs, torch.zeros_like(logprobs))
+        return torch.nn.functional.pad(logprobs, (0, width - length))
 
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         rows = self.tokenizer(list(captions), add_special_tokens=False).input_ids

@@ -23,7 +23,7 @@ class Reward(nn.Module, ABC):
         super().__init__()
         self.weight = weight
 
-    def prepare(self, references: Mapping[int, Sequence[str]]) -> None:  # noqa: B027 - most rewards need nothing
+    def prepare(self, references: Mapping[int, Sequence[str]]) -> None:
         """Called once with the training ground truth: image id -> captions."""
 
     @abstractmethod

@@ -19,9 +19,7 @@ class DiscriminatorReward(Reward):
         learning_rate: of that training (the released code's 7e-5).
     """
 
-    def __init__(
-        self, init_from: str, weight: float = 1.0, learning: bool = True, learning_rate: float = 7e-5
-    ) -> None:
+    def __init__(self, init_from: str, weight: float = 1.0, learning: bool = True, learning_rate: float = 7e-5) -> None:
         super().__init__(weight)
         self.discriminator = Discriminator.load(init_from)
         self.learning_rate = learning_rate if learning else None

@@ -1,0 +1,143 @@
+"""Metrics of a captioner on a whole split, and the table of its captions."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from distcap.functional import ranks
+from distcap.metrics.ngram import ngram_scores
+from distcap.metrics.retrieval import RetrievalRecall
+from distcap.models import FrozenClip
+
+log = logging.getLogger(__name__)
+
+
+class Evaluation(Callback):
+    """Recall@k by the reward CLIP and by a held-out judge, n-gram metrics, and what was said of each image.
+
+    Logged as val/... and test/...; written to RUN/metrics.json and RUN/captions_SPLIT.json.
+
+    Args:
+        clip: the CLIP of the reward.
+        judge: another CLIP, which no reward has seen: the gap between the two tells hacking from describing.
+        java: METEOR and SPICE at test time, where Java is installed.
+    """
+
+    def __init__(self, clip: FrozenClip, judge: FrozenClip | None = None, java: bool = True) -> None:
+        self.clips = {"": clip, **({"judge_": judge} if judge else {})}
+        self.java = java
+        self._captions: dict[int, str] = {}
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._captions = {}
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        self._captions.update(outputs)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._evaluate(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluate(trainer, pl_module, "test")
+
+    def _evaluate(self, trainer: Trainer, stage: LightningModule, split: str) -> None:
+        captions = _gather(self._captions, trainer.world_size)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        files = {e.image_id: data.path(e) for e in data.entries(split) if e.image_id in captions}
+        references = {image: row for image, row in data.references(split).items() if image in captions}
+        scores: dict[str, float] = {}
+        similarity, images, found = torch.empty(0), torch.empty(0), {}
+        for prefix, clip in self.clips.items():
+            clip.to(stage.device)
+            ids = torch.tensor(sorted(captions))
+            images = clip.image_store(files, data.cache_dir)[ids.tolist()].to(stage.device)
+            before = clip.truncated
+            metric = RetrievalRecall()
+            # The captions are gathered already, so that every process computes the same.
+            metric.update(clip.embed_captions([captions[i] for i in ids.tolist()]), images, ids.to(stage.device))
+            found = {f"{prefix}{name}": float(value) for name, value in metric.compute().items()}
+            scores |= found
+            scores[f"{prefix}truncated"] = float(clip.truncated - before)
+            similarity = metric.similarity()
+        scores |= ngram_scores(captions, references, java=self.java and split == "test" and trainer.is_global_zero)
+        shared = {name: value for name, value in scores.items() if name not in ("meteor", "spice")}
+        stage.log_dict({f"{split}/{name}": value for name, value in shared.items()}, rank_zero_only=True)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(trainer.default_root_dir)
+            _update_json(folder / "metrics.json", split, scores)
+            rows = caption_table(captions, references, files, similarity, images)
+            (folder / f"captions_{split}.json").write_text(json.dumps(rows, indent=1))
+            _log_table(trainer, split, rows[:64])
+
+
+def caption_table(
+    captions: dict[int, str],
+    references: dict[int, list[str]],
+    files: dict[int, Path],
+    similarity: Tensor,
+    images: Tensor,
+) -> list[dict[str, Any]]:
+    """A row an image: what was said of it, how well that finds it, and the image it is most easily taken for.
+
+    Args:
+        captions: image id -> caption.
+        references: image id -> ground truth.
+        files: image id -> file.
+        similarity: (N, N) captions x images by the last CLIP, in ascending order of ids.
+        images: (N, D) embeddings of that CLIP.
+    """
+    ids = sorted(captions)
+    better, ties = ranks(similarity, torch.arange(len(ids), device=similarity.device))
+    nearest = (images @ images.T).fill_diagonal_(-torch.inf).argmax(1).tolist()
+    rows = []
+    for row, image in enumerate(ids):
+        other = ids[nearest[row]] if len(ids) > 1 else None
+        rows.append(
+            {
+                "image_id": image,
+                "file": str(files[image]),
+                "caption": captions[image],
+                "rank": 1 + int(better[row]) + int(ties[row]) / 2,
+                "ground_truth": references[image],
+                "lookalike": None if other is None else {"image_id": other, "file": str(files[other])},
+            }
+        )
+    return rows
+
+
+def _gather(captions: dict[int, str], world_size: int) -> dict[int, str]:
+    """All processes' captions; an image that a distributed sampler repeated counts once."""
+    if world_size == 1:
+        return captions
+    parts: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(parts, captions)
+    return {image: caption for part in parts for image, caption in part.items()}
+
+
+def _update_json(file: Path, split: str, scores: dict[str, float]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    found = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**found, split: scores}, indent=2))
+
+
+def _log_table(trainer: Trainer, split: str, rows: list[dict[str, Any]]) -> None:
+    from lightning.pytorch.loggers import WandbLogger
+
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            data = [[wandb.Image(r["file"]), r["ground_truth"][0], r["caption"], r["rank"]] for r in rows]
+            logger.log_table(f"{split}/captions", ["image", "ground truth", "caption", "rank"], data)

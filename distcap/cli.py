@@ -1,0 +1,166 @@
+"""The command line: LightningCLI for the stages, plain typed functions for the rest.
+
+Commands are told apart before anything heavy is imported, so that `distcap --help` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from distcap import __version__
+from distcap.types import UserError
+
+STAGE_COMMANDS = ("fit", "validate", "test", "predict")
+
+HELP = """usage: distcap COMMAND [ARGUMENTS]
+
+Train captioners whose captions find their image among its look-alikes.
+
+stages, configured in YAML (a path, or one of the shipped ones; see `distcap configs`):
+  fit        train:                           distcap fit --config demo/mle.yaml --run demo/mle
+  validate   metrics on the validation split
+  test       metrics on the test split:       distcap test --config demo/mle.yaml --run demo/mle --ckpt_path last
+  predict    caption images:                  distcap predict --config demo/mle.yaml --run demo/mle
+
+plain commands:
+  demo       the whole method on the embedded benchmark, from painting its pictures to the report
+  prepare    paint the embedded benchmark; install SPICE
+  report     one HTML page that compares the runs of a folder
+  configs    list the shipped configs
+
+`distcap COMMAND --help` tells more. Any setting of a YAML can be overridden: --model.learning_rate=1e-5.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> Any:
+    """Run a command. Mistakes of the user end in one line and exit code 2."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return None
+    if args[0] == "--version":
+        print(f"distcap {__version__}")
+        return None
+    try:
+        if args[0] in STAGE_COMMANDS:
+            return _stage(args)
+        if args[0] in COMMANDS:
+            return _plain(COMMANDS[args[0]], args[0], args[1:])
+        raise UserError(f"unknown command {args[0]!r}; there are {', '.join([*STAGE_COMMANDS, *COMMANDS])}")
+    except UserError as error:
+        print(f"distcap: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def configs_folder() -> Path:
+    """Where the shipped YAML files are: inside the installed package, or at the top of a checkout."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def find_configs(args: Sequence[str]) -> list[str]:
+    """The arguments with each --config that is no file here replaced by the shipped one of that name."""
+    found = list(args)
+    for position, argument in enumerate(found):
+        option, equals, value = argument.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        target = position if equals else position + 1
+        name = value if equals else found[target] if target < len(found) else ""
+        if not name or Path(name).is_file():
+            continue
+        shipped = configs_folder() / name
+        if not shipped.is_file():
+            raise UserError(
+                f"{name}: no such config, neither here nor among the shipped ones; `distcap configs` lists them"
+            )
+        found[target] = f"{option}={shipped}" if equals else str(shipped)
+    return found
+
+
+def _stage(args: list[str]) -> Any:
+    from distcap.lightning_cli import run
+
+    return run(find_configs(args))
+
+
+def _plain(command: Callable[..., Any], name: str, args: list[str]) -> Any:
+    from jsonargparse import ArgumentParser
+
+    class OneLineParser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> Any:
+            raise UserError(f"{name}: {' '.join(message.split())}; see `distcap {name} --help`") from ex
+
+    parser = OneLineParser(prog=f"distcap {name}", description=command.__doc__)
+    parser.add_function_arguments(command, as_group=False)
+    return command(**parser.parse_args(args).as_dict())
+
+
+def demo(run: str = "demo", seed: int = 0, size: float = 1.0) -> None:
+    """The whole method on the embedded benchmark: paint, train, evaluate, report. Interrupted, it goes on where it stopped.
+
+    Args:
+        run: everything is written to runs/RUN.
+        seed: of the pictures and of all training.
+        size: factor of the number of training steps, for a quick look.
+    """
+    from distcap.demo import run_demo
+
+    run_demo(run, seed, size)
+
+
+def prepare(what: str, root: str = "data/scenes", seed: int = 0) -> None:
+    """Get what is needed beforehand.
+
+    Args:
+        what: "scenes" paints the embedded benchmark, "spice" installs the Java libraries of the SPICE metric (needs Maven).
+        root: folder of the embedded benchmark.
+        seed: of the embedded benchmark.
+    """
+    if what == "scenes":
+        from distcap.data.scenes import paint_benchmark
+
+        paint_benchmark(Path(root), seed=seed)
+    elif what == "spice":
+        from distcap.metrics.java import install_spice
+
+        print(f"SPICE is installed in {install_spice()}")
+    else:
+        raise UserError(f"prepare {what}: there is nothing of that name; prepare scenes or spice")
+
+
+def report(folder: str, output: str | None = None, images: int = 24, seed: int = 0) -> None:
+    """One self-contained HTML page that compares the runs of a folder, and the table of runs in the terminal.
+
+    Args:
+        folder: a folder of runs, e.g. runs/demo.
+        output: the page; by default report.html in that folder.
+        images: pictures in the gallery.
+        seed: draws them.
+    """
+    from distcap.report import report as write
+
+    print(write(Path(folder), output=Path(output) if output else None, images=images, seed=seed))
+
+
+def configs() -> None:
+    """List the shipped configs, each with the first line of its head."""
+    root = configs_folder()
+    for file in sorted(root.rglob("*.yaml")):
+        head = file.read_text().splitlines()[0].lstrip("# ")
+        print(f"{file.relative_to(root)!s:34} {head}")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "prepare": prepare, "report": report, "configs": configs}
+
+
+def script() -> None:
+    """The console script."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()
+
+
+if __name__ == "__main__":
+    script()

@@ -1,0 +1,118 @@
+"""The whole method on the embedded benchmark, one shipped config after the other."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from distcap.cli import configs_folder, find_configs
+from distcap.types import UserError
+
+CAPTIONERS = ("mle", "clip_only", "distcap")
+"""The runs that are compared."""
+
+STEPS = {
+    "clip": ("clip", "the reward CLIP"),
+    "judge": ("clip", "the held-out judge"),
+    "mle": ("mle", "teacher forcing"),
+    "discriminator": ("discriminator", "human or machine?"),
+    "clip_only": ("clip_only", "RL on the CLIP similarity alone"),
+    "distcap": ("distcap", "the whole method"),
+}
+"""Run -> its config in configs/demo, and what it is."""
+
+JUDGE = 1000
+"""Added to the seed for the judge's training, not for its pictures."""
+
+KEYS = (
+    *(f"{judge}{way}_recall@{k}" for judge in ("", "judge_") for way in ("t2i", "i2t") for k in (1, 5, 10)),
+    *(f"bleu@{n}" for n in (1, 2, 3, 4)),
+    *("rouge_l", "cider", "length"),
+)
+"""What the summary tells of a run, on the test split; METEOR and SPICE join where Java is installed."""
+
+
+def run_demo(run: str, seed: int, size: float) -> None:
+    """Paint, train, evaluate and report in runs/RUN. A step that is done is not done again; half of one is resumed."""
+    folder = Path("runs") / run
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = {"seed": seed, "size": size}
+    marker = folder / "demo.json"
+    if marker.exists() and json.loads(marker.read_text()) != recipe:
+        raise UserError(f"{folder} holds a demo of {marker.read_text()}; name another with --run, or delete it")
+    marker.write_text(json.dumps(recipe))
+    seconds = _Seconds(folder / "seconds.json")
+    configs = _configs(run)
+    data = Path("data") / ("scenes" if seed == 0 else f"scenes-{seed}")
+    for number, (name, (config, what)) in enumerate(STEPS.items(), 1):
+        title = f"[{number}/{len(STEPS)}] {name}: {what}"
+        if name in seconds:
+            print(f"{title} - done before")
+            continue
+        print(f"\n{title}", flush=True)
+        _fit(run, name, f"{configs}/{config}.yaml", seed + JUDGE * (name == "judge"), data, size, seconds)
+    _report(folder, seconds)
+
+
+class _Seconds(dict[str, float]):
+    """What each step took, remembered in a file: also which steps are done."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(json.loads(file.read_text()) if file.exists() else {})
+        self.file = file
+
+    def __setitem__(self, step: str, seconds: float) -> None:
+        super().__setitem__(step, round(seconds, 1))
+        self.file.write_text(json.dumps(self))
+
+
+def _fit(run: str, name: str, config: str, seed: int, data: Path, size: float, seconds: _Seconds) -> None:
+    """One `distcap fit`, in a process of its own, as the user would run it."""
+    command = ["fit", "--config", config, "--run", f"{run}/{name}", "--seed_everything", str(seed)]
+    command += [f"--data.root={data}", f"--data.seed={seed % JUDGE}"]
+    if size != 1:
+        import yaml
+
+        steps = yaml.safe_load(Path(find_configs(command)[2]).read_text())["trainer"]["max_steps"]
+        command.append(f"--trainer.max_steps={max(1, round(size * steps))}")
+    if (last := Path("runs") / run / name / "checkpoints" / "last.ckpt").exists():
+        command += ["--ckpt_path", str(last)]
+    print("  distcap", *command, flush=True)
+    begin = time.perf_counter()
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    code = subprocess.run([sys.executable, "-m", "distcap.cli", *command], env=environment, check=False).returncode
+    if code:
+        raise UserError(f"step {name} ended with code {code}; see above. The same command goes on from here")
+    seconds[name] = time.perf_counter() - begin
+
+
+def _configs(run: str) -> str:
+    """The folder of the demo's configs: the shipped ones, or for another run a copy whose stages hand over within it."""
+    if run == "demo":
+        return "demo"
+    target = Path("runs") / run / "configs"
+    for part in ("demo", "data", "captioner"):
+        for file in (configs_folder() / part).glob("*.yaml"):
+            copy = target / part / file.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(
+                file.read_text().replace("runs/demo/", f"runs/{run}/").replace("run: demo/", f"run: {run}/")
+            )
+    return str(target / "demo")
+
+
+def _report(folder: Path, seconds: dict[str, float]) -> None:
+    from distcap.report import report
+
+    runs = {}
+    for name in CAPTIONERS:
+        scores = json.loads((folder / name / "metrics.json").read_text())["test"]
+        runs[name] = {key: scores[key] for key in (*KEYS, "meteor", "spice") if key in scores}
+    begin = time.perf_counter()
+    page = report(folder)
+    took = {**seconds, "report": round(time.perf_counter() - begin, 1)}
+    (folder / "summary.json").write_text(json.dumps({"runs": runs, "seconds": took}, indent=2))
+    print(f"\n{sum(took.values()):.0f} s of training, evaluation and report. The figures: {folder / 'summary.json'}")
+    print(f"Open {page.resolve().as_uri()}")

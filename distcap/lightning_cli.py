@@ -1,0 +1,95 @@
+"""LightningCLI with a folder for each run, and errors in one line."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from distcap.callbacks import Predictions
+from distcap.cli import STAGE_COMMANDS, configs_folder
+from distcap.data import CocoCaptions, ImageFolder
+from distcap.types import UserError
+
+ON_DISK = {"distcap.data.CocoCaptions": CocoCaptions, "distcap.data.ImageFolder": ImageFolder}
+"""Data that must be there already: what is wrong with it is known at once."""
+
+
+class Parser(LightningArgumentParser):
+    """Errors become a UserError, which is printed in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise UserError(" ".join(str(message).split())) from ex
+
+
+class SaveConfig(SaveConfigCallback):
+    """The resolved config goes to RUN/config.yaml."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if stage == "fit":
+            self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+
+
+def run_folder(run: str) -> str:
+    """Where a run writes."""
+    return os.path.join("runs", run)
+
+
+class DistcapCLI(LightningCLI):
+    """Adds --run, and the run's folder to everything that writes."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run", type=str, default="unnamed", help="Everything is written to runs/RUN.")
+        parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the captioner when fit is done.")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_on_exception": True})
+        parser.link_arguments("run", "trainer.default_root_dir", compute_fn=run_folder)
+        parser.link_arguments(
+            "run", "checkpoint.dirpath", compute_fn=lambda run: os.path.join(run_folder(run), "checkpoints")
+        )
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        logger = config.trainer.logger
+        for one in logger if isinstance(logger, list) else [logger]:
+            if not isinstance(one, bool) and one is not None:
+                one.init_args.save_dir = run_folder(config.run)
+                one.init_args.name = config.run if "Wandb" in one.class_path else ""
+        if self.subcommand != "fit" and config.ckpt_path == "last":
+            config.ckpt_path = os.path.join(run_folder(config.run), "checkpoints", "last.ckpt")
+        if (path := config.get("ckpt_path")) and path not in ("last", "best", "hpc") and not Path(path).is_file():
+            raise UserError(f"{path}: no such checkpoint; a run's are in runs/RUN/checkpoints")
+        if config.data is not None and (data := ON_DISK.get(config.data.class_path)):
+            # Told before networks are downloaded, which Lightning would do first.
+            data(**config.data.init_args.as_dict()).setup(self.subcommand)
+
+    def after_fit(self) -> None:
+        if self.config.fit.test_after_fit and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+
+def run(args: Sequence[str]) -> DistcapCLI:
+    """Run fit, validate, test or predict."""
+    # Lightning counts loader workers against cores; a benchmark in memory wants none.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
+    defaults = str(configs_folder() / "defaults.yaml")
+    return DistcapCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_class=Parser,
+        parser_kwargs={command: {"default_config_files": [defaults]} for command in STAGE_COMMANDS},
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
+        trainer_defaults={"callbacks": [Predictions()]},
+        args=list(args),
+    )

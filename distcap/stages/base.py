@@ -1,0 +1,112 @@
+"""What the stages of training share."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from distcap.models import Captioner, Sampler
+from distcap.types import Batch
+
+
+class Stage(LightningModule):
+    """A LightningModule with AdamW, warm-up, and clipping by parameter group.
+
+    Hyperparameters are not saved in checkpoints: the run's config.yaml has them, and Lightning would prefer a checkpoint's
+    own to the ones asked for. Stages hand over by `init_from`; `--ckpt_path` resumes.
+
+    Args:
+        learning_rate: peak, of AdamW.
+        weight_decay: of AdamW.
+        warmup_steps: linear warm-up from zero.
+        schedule: after the warm-up.
+        clip_gradient: largest norm of each parameter group's gradient; 0 for any.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 0,
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        clip_gradient: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.schedule = schedule
+        self.clip_gradient = clip_gradient
+
+    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+        """Of the optimizer; each is clipped by its own norm, so that none slows another down."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def configure_optimizers(self) -> Any:
+        from transformers import get_scheduler
+
+        optimizer = torch.optim.AdamW(
+            list(self.parameter_groups()), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
+        scheduler = get_scheduler(
+            "constant_with_warmup" if self.schedule == "constant" else self.schedule,
+            optimizer,
+            num_warmup_steps=self.warmup_steps,
+            num_training_steps=int(self.trainer.estimated_stepping_batches),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        if self.clip_gradient:
+            for group in optimizer.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], self.clip_gradient)
+
+    def files(self, split: str) -> dict[int, Path]:
+        """Image id -> file, of a split of the data module."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return {entry.image_id: data.path(entry) for entry in data.entries(split)}
+
+    def log_train(self, values: dict[str, Tensor | float]) -> None:
+        self.log_dict(values, on_step=True, on_epoch=False)
+
+
+class CaptionerStage(Stage):
+    """A stage that trains a captioner, and captions validation, test and prediction images.
+
+    Args:
+        captioner: the policy.
+        decoder: how captions are decoded for evaluation.
+    """
+
+    def __init__(self, captioner: Captioner, decoder: Sampler, learning_rate: float, **kwargs: Any) -> None:
+        super().__init__(learning_rate, **kwargs)
+        self.captioner = captioner
+        self.decoder = decoder
+
+    def setup(self, stage: str) -> None:
+        references = self.trainer.datamodule.references("train") if stage == "fit" else {}  # type: ignore[attr-defined]
+        self.captioner.prepare(caption for captions in references.values() for caption in captions)
+
+    @torch.no_grad()
+    def caption(self, batch: Batch) -> list[str]:
+        """B captions, one of each image."""
+        training = self.captioner.training
+        self.captioner.eval()
+        tokens, mask, _ = self.captioner.generate(self.captioner.encode(batch.images), self.decoder)
+        self.captioner.train(training)
+        return self.captioner.detokenize(tokens, mask)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[int, str]:
+        """Image id -> caption; the Evaluation callback makes metrics of them."""
+        return dict(zip(batch.image_ids, self.caption(batch), strict=True))
+
+    test_step = validation_step
+    predict_step = validation_step
+
+    def on_train_end(self) -> None:
+        """Hand the captioner over in the Hugging Face format, to any later stage and any other program."""
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.captioner.save_pretrained(Path(self.trainer.default_root_dir) / "captioner")

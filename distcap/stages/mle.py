@@ -1,0 +1,61 @@
+"""Stage 1: teacher forcing."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from distcap.functional import masked_mean
+from distcap.models import Captioner, Sampler
+from distcap.stages.base import CaptionerStage
+from distcap.types import Batch
+
+
+class MLE(CaptionerStage):
+    """Maximum likelihood of the human captions: reinforce(ground truth, advantage 1), per token.
+
+    Args:
+        captioner: to be trained.
+        decoder: how captions are decoded for evaluation.
+        captions_per_image: human captions of each image in a step; 0 for all. The image is encoded once for them.
+        learning_rate: peak, of AdamW.
+        weight_decay: of AdamW.
+        warmup_steps: linear warm-up from zero.
+        schedule: after the warm-up.
+        clip_gradient: largest norm of the gradient; 0 for any.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        decoder: Sampler = Sampler(method="greedy"),  # noqa: B008 - a value, never changed
+        captions_per_image: int = 0,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 0,
+        schedule: Literal["constant", "linear", "cosine"] = "cosine",
+        clip_gradient: float = 1.0,
+    ) -> None:
+        super().__init__(
+            captioner,
+            decoder,
+            learning_rate,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            schedule=schedule,
+            clip_gradient=clip_gradient,
+        )
+        self.captions_per_image = captions_per_image
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        captions, index = [], []
+        for row, truth in enumerate(batch.captions):
+            count = min(self.captions_per_image or len(truth), len(truth))
+            captions += [truth[i] for i in torch.randperm(len(truth))[:count].tolist()]
+            index += [row] * count
+        tokens, mask = self.captioner.tokenize(captions)
+        rows = torch.tensor(index, device=tokens.device)
+        logprobs = self.captioner.score(self.captioner.encode(batch.images), tokens, mask, rows)
+        loss = -masked_mean(logprobs.flatten(), mask.flatten())
+        self.log("train/loss", loss, prog_bar=True)
+        return loss

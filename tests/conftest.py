@@ -1,0 +1,27 @@
+"""What tests share: a folder where every stage has been run once, on a benchmark of forty pictures."""
+
+import os
+from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false")
+
+import pytest
+import tiny
+
+SCENES = """class_path: distcap.data.Scenes
+init_args: {root: %s, train: 24, val: 8, test: 8, batch_size: 8, image_size: 64, texts: %s}
+"""
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with scenes.yaml and web.yaml (data), and runs/demo/{clip,judge,mle,discriminator}."""
+    folder = tmp_path_factory.mktemp("workshop")
+    for name, texts in (("scenes", "annotators"), ("web", "web")):
+        (folder / f"{name}.yaml").write_text(SCENES % (folder / "data", texts))
+    for seed, name in enumerate(("clip", "judge")):
+        tiny.write_clip(folder / "runs" / "demo" / name, seed)
+    for name in ("mle", "discriminator"):
+        steps = ["--data=scenes.yaml", "--trainer.max_steps=2", "--test_after_fit=false"]
+        tiny.run(folder, "fit", "--config", f"demo/{name}.yaml", *steps)
+    return folder

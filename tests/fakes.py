@@ -1,0 +1,116 @@
+"""A captioner and a dual encoder of four words, whose numbers can be checked by eye."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from distcap.experience import Experience
+from distcap.models import Sampler
+from distcap.types import Batch
+
+WORDS = ("red", "blue", "dog", "cat")
+END = len(WORDS)
+
+SAMPLED = Sampler(method="multinomial", samples=2, max_tokens=4)
+GREEDY = Sampler(method="greedy", max_tokens=4)
+
+
+def embed(*captions: str) -> Tensor:
+    """N captions -> (N, 4) normalised word counts: <"red", "red dog"> is 1 / sqrt(2), <"red", "dog"> is 0."""
+    counts = [[float(caption.split().count(word)) for word in WORDS] for caption in captions]
+    return normalize(torch.tensor(counts), dim=-1)
+
+
+class FakeClip:
+    """Sees word counts. Remembers what it was asked."""
+
+    tau = 0.1
+
+    def __init__(self) -> None:
+        self.embedded: list[list[str]] = []
+
+    def embed_captions(self, captions: Sequence[str]) -> Tensor:
+        self.embedded.append(list(captions))
+        return embed(*captions)
+
+
+class FakeStore:
+    """Of the same embeddings. Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.read: list[list[str]] = []
+
+    def __getitem__(self, captions: Sequence[str]) -> Tensor:
+        self.read.append(list(captions))
+        return embed(*captions)
+
+
+class FakeCaptioner(nn.Module):
+    """A bigram table plus a linear look at the image's first four pixels. Remembers what it was asked."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.look = nn.Parameter(torch.randn(len(WORDS), END + 1, generator=generator))
+        self.bigrams = nn.Parameter(torch.randn(END + 1, END + 1, generator=generator))
+        self.calls: list[str] = []
+
+    def encode(self, images: Tensor) -> Tensor:
+        self.calls.append("encode")
+        return (images.flatten(1)[:, : len(WORDS)] @ self.look)[:, None]
+
+    def generate(self, memory: Tensor, sampler: Any) -> tuple[Tensor, Tensor, Tensor]:
+        self.calls.append(f"generate {sampler.method}")
+        index = torch.arange(len(memory)).repeat_interleave(sampler.samples)
+        tokens = torch.full((len(index), 0), END)
+        for _ in range(sampler.max_tokens):
+            last = tokens[:, -1] if tokens.shape[1] else torch.full_like(index, END)
+            odds = (memory[index, 0] + self.bigrams[last]).softmax(-1)
+            drawn = odds.argmax(-1) if sampler.method == "greedy" else torch.multinomial(odds, 1)[:, 0]
+            tokens = torch.cat([tokens, drawn[:, None]], 1)
+        ended = (tokens == END).cumsum(1)
+        return tokens, (ended - (tokens == END).long()) == 0, index
+
+    def score(self, memory: Tensor, tokens: Tensor, mask: Tensor, image_index: Tensor) -> Tensor:
+        self.calls.append("score")
+        last = torch.cat([torch.full_like(tokens[:, :1], END), tokens[:, :-1]], 1)
+        logprobs = (memory[image_index] + self.bigrams[last]).log_softmax(-1)
+        return torch.where(mask, logprobs.gather(-1, tokens[..., None])[..., 0], 0.0)
+
+    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        rows = [[*map(WORDS.index, caption.split()), END] for caption in captions]
+        width = max(map(len, rows))
+        tokens = torch.tensor([row + [END] * (width - len(row)) for row in rows])
+        return tokens, torch.arange(width) < torch.tensor([[len(row)] for row in rows])
+
+    def detokenize(self, tokens: Tensor, mask: Tensor) -> list[str]:
+        kept = zip(tokens.tolist(), mask.tolist(), strict=True)
+        return [" ".join(WORDS[t] for t, m in zip(*row, strict=True) if m and t != END) for row in kept]
+
+
+SHOWN = ("red dog", "blue dog", "red cat", "blue cat")
+"""What the four images of the batch show; their pixels and their embeddings are these words."""
+
+
+def make_batch(start: int = 0, stop: int = 4) -> Batch:
+    """Images 10, 11, 12, 13, or some of them, each with one human caption: what it shows."""
+    shown = SHOWN[start:stop]
+    pixels = embed(*shown).view(-1, 1, 2, 2) * 3
+    return Batch(pixels, [[caption] for caption in shown], list(range(10 + start, 10 + stop)))
+
+
+def make_experience(batch: Batch | None = None, **kwargs: Any) -> Experience:
+    """An experience of the fakes; any argument of Experience can be replaced."""
+    batch = batch or make_batch()
+    defaults: dict[str, Any] = {
+        "captioner": FakeCaptioner(),
+        "sampler": SAMPLED,
+        "greedy": GREEDY,
+        "rewards": {},
+        "clip": FakeClip(),
+        "image_embeddings": embed(*(SHOWN[i - 10] for i in batch.image_ids)),
+    }
+    return Experience(batch, **{**defaults, **kwargs})

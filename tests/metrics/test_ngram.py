@@ -1,0 +1,166 @@
+"""The table of writing quality: its keys, its numbers, and what happens without Java."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distcap.metrics import java
+from distcap.metrics.ngram import ngram_scores
+from distcap.ngrams import CiderD
+from distcap.types import UserError
+
+CAPTIONS = {4: "a dog on a porch", 2: "two cats sleep"}
+REFERENCES = {2: ["two cats sleep", "cats"], 4: ["a brown dog lies on a porch", "a dog on a porch", "a dog"]}
+TEXT_KEYS = {"bleu@1", "bleu@2", "bleu@3", "bleu@4", "rouge_l", "cider", "length", "repetition", "bad_endings"} | {
+    "distinct@1",
+    "distinct@2",
+}
+
+needs_java = pytest.mark.skipif(java.missing("meteor") is not None, reason=str(java.missing("meteor")))
+needs_spice = pytest.mark.skipif(java.missing("spice") is not None, reason=str(java.missing("spice")))
+
+
+def fake_program(folder: Path, name: str, body: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_without_java_the_table_has_the_text_metrics_alone():
+    assert ngram_scores(CAPTIONS, REFERENCES, java=False).keys() == TEXT_KEYS
+
+
+def test_captions_that_copy_a_reference_score_one():
+    scores = ngram_scores({0: "A small dog sits there."}, {0: ["a small dog sits there", "a cat"]}, java=False)
+    for key in ("bleu@1", "bleu@4", "rouge_l"):
+        assert scores[key] == pytest.approx(1)
+
+
+def test_bleu_and_rouge_worked_out_by_hand():
+    # Three of four words and one of three bigrams ("a dog") are the reference's; equal lengths, no brevity penalty.
+    scores = ngram_scores({0: "a dog runs fast"}, {0: ["a dog fast sits"]}, java=False)
+    assert scores["bleu@1"] == pytest.approx(3 / 4)
+    assert scores["bleu@2"] == pytest.approx((3 / 4 * 1 / 3) ** 0.5)
+    # Longest common subsequence "a dog fast": precision and recall 3/4.
+    assert scores["rouge_l"] == pytest.approx(3 / 4)
+
+
+def test_cider_and_the_signs_of_hacking_are_means_over_captions():
+    scores = ngram_scores({0: "a dog on a", 1: "red bus"}, {0: ["a dog on a porch"], 1: ["a red bus"]}, java=False)
+    expected = CiderD({0: ["a dog on a porch"], 1: ["a red bus"]})(["a dog on a", "red bus"], [0, 1]).mean()
+    assert scores["cider"] == pytest.approx(expected)
+    assert scores["length"] == 3
+    assert scores["bad_endings"] == 0.5
+    assert scores["repetition"] == 0
+    assert scores["distinct@1"] == 5 / 6
+    assert scores["distinct@2"] == 1
+
+
+def test_the_order_of_the_references_does_not_matter():
+    reversed_references = dict(reversed(REFERENCES.items()))
+    assert ngram_scores(CAPTIONS, REFERENCES, java=False) == ngram_scores(CAPTIONS, reversed_references, java=False)
+
+
+def test_empty_captions_score_nothing_and_crash_nothing():
+    scores = ngram_scores({0: "", 1: "..."}, {0: ["a dog"], 1: ["a cat"]}, java=False)
+    assert scores == pytest.approx(dict.fromkeys(TEXT_KEYS, 0), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("captions", "references", "message"),
+    [
+        ({}, {}, "no captions to score"),
+        ({0: "a dog", 5: "a cat"}, {0: ["a dog"]}, r"1 image has captions but no references \(ids 5\)"),
+        ({0: "a dog"}, {0: ["a dog"], 8: ["a"], 9: ["a"]}, r"2 images have references but no caption \(ids 8, 9\)"),
+        ({0: "a dog"}, {0: []}, r"1 image has an empty list of references \(ids 0\)"),
+    ],
+)
+def test_images_that_do_not_match_are_named(captions, references, message):
+    with pytest.raises(UserError, match=message):
+        ngram_scores(captions, references)
+
+
+def test_missing_java_is_a_warning_for_each_skipped_metric(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.warns(UserWarning, match="is left out: there is no `java` on the PATH") as warned:
+        assert ngram_scores(CAPTIONS, REFERENCES).keys() == TEXT_KEYS
+    assert [str(warning.message).split()[0] for warning in warned] == ["METEOR", "SPICE"]
+
+
+def test_missing_archives_are_a_warning_with_the_command_that_mends_it(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda program: program)
+    monkeypatch.setattr(java, "SPICE_JARS", ("some.group:absent:1.0:jar:models",))
+    assert (
+        java.missing("spice")
+        == "1 of its archives are not installed (absent-1.0-models.jar); run `distcap prepare spice`"
+    )
+    assert java.missing("meteor") is None
+
+
+@pytest.mark.parametrize("metric", ["meteor", "spice"])
+def test_java_that_fails_is_a_clear_error(metric, monkeypatch, tmp_path):
+    fake_program(tmp_path, "java", "echo 'Error: no room for the heap' >&2; exit 1")
+    monkeypatch.setattr(java, "SPICE_JARS", ())
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(UserError, match="Java failed: Error: no room for the heap"):
+        getattr(java, metric)(CAPTIONS, REFERENCES)
+
+
+@pytest.mark.parametrize("metric", ["meteor", "spice"])
+def test_java_that_hangs_is_stopped_at_the_limit(metric, monkeypatch, tmp_path):
+    fake_program(tmp_path, "java", "exec sleep 60")
+    monkeypatch.setattr(java, "SPICE_JARS", ())
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(UserError, match=r"did not end within 0\.3 s"):
+        getattr(java, metric)(CAPTIONS, REFERENCES, limit=0.3)
+
+
+def test_a_fetched_archive_lands_in_pycocoevalcaps_folder(monkeypatch, tmp_path):
+    (tmp_path / "lib").mkdir()
+    monkeypatch.setattr(java, "_folder", lambda metric: tmp_path)
+    monkeypatch.setattr(java, "SPICE_JARS", ("some.group:fetched:1.0:jar",))
+    fake_program(tmp_path, "mvn", "echo archive > fetched-1.0.jar")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert java.install_spice() == tmp_path / "lib"
+    assert [path.name for path in (tmp_path / "lib").iterdir()] == ["fetched-1.0.jar"]
+
+
+def test_maven_that_fails_is_a_clear_error_and_leaves_nothing(monkeypatch, tmp_path):
+    (tmp_path / "lib").mkdir()
+    monkeypatch.setattr(java, "_folder", lambda metric: tmp_path)
+    monkeypatch.setattr(java, "SPICE_JARS", ("some.group:refused:1.0:jar",))
+    fake_program(tmp_path, "mvn", "echo half > refused-1.0.jar; echo '[ERROR] unreachable'; exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(UserError, match=r"could not fetch some\.group:refused:1\.0:jar: \[ERROR\] unreachable"):
+        java.install_spice()
+    assert not list((tmp_path / "lib").iterdir())
+
+
+def test_the_table_is_imported_without_its_heavy_libraries():
+    program = "import sys, distcap.metrics.ngram; print([m for m in sys.modules if m in ('nltk', 'pycocoevalcap')])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@needs_java
+def test_meteor_equals_pycocoevalcaps_and_takes_any_caption():
+    captions = {4: "a dog on a porch", 2: "", 7: "a café", 1: "a dog ||| a cat"}
+    references = {4: ["a brown dog lies on a porch", "a dog"], 2: ["two cats"], 7: ["people in a café"], 1: ["a cat"]}
+    # What pycocoevalcap.meteor.meteor.Meteor answers to these; asking it here as well would double the time.
+    assert java.meteor(captions, references) == pytest.approx(0.31067945497387023)
+
+
+@needs_spice
+def test_spice_compares_scene_graphs_and_takes_any_caption(tmp_path):
+    # Image 1: caption {dog, brown dog, porch}... against {dog, porch, on}: a shared object at least; image 2 says
+    # nothing and gets nothing; image 3 repeats its reference and gets 1.
+    captions = {1: "a brown dog on a porch", 2: "", 3: "a cat on a red sofa"}
+    references = {1: ["a dog lies on a wooden porch", "brown dog resting"], 2: ["a cat"], 3: ["a cat on a red sofa"]}
+    one, three = (
+        java.spice({1: captions[1]}, references, cache=tmp_path),
+        java.spice(captions, references, cache=tmp_path),
+    )
+    assert 0 < one < 1
+    assert three == pytest.approx((one + 0 + 1) / 3)

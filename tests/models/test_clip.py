@@ -1,0 +1,156 @@
+"""The frozen dual encoder, on a tiny open_clip model in a local folder."""
+
+import shutil
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from tiny import CAPTIONS, write_clip
+
+from distcap.models import FrozenClip
+from distcap.types import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("runs") / "clip")
+
+
+@pytest.fixture
+def clip(folder: Path) -> FrozenClip:
+    return FrozenClip(str(folder))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    files = [tmp_path_factory.mktemp("pictures") / f"{i}.png" for i in range(3)]
+    for i, file in enumerate(files):
+        Image.linear_gradient("L").rotate(90 * i).resize((40, 30)).convert("RGB").save(file)
+    return files
+
+
+def test_embeddings_have_length_one(clip: FrozenClip, pictures: list[Path]) -> None:
+    for embeddings in (clip.embed_captions(CAPTIONS), clip.embed_images(pictures)):
+        assert embeddings.shape[1] == 16
+        torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(len(embeddings)))
+
+
+def test_images_are_seen_as_open_clip_sees_them(clip: FrozenClip, folder: Path, pictures: list[Path]) -> None:
+    net, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder / 'clip'}")
+    with torch.no_grad():
+        expected = net.eval().encode_image(torch.stack([preprocess(Image.open(file)) for file in pictures]))
+    torch.testing.assert_close(clip.embed_images(pictures), torch.nn.functional.normalize(expected, dim=-1))
+
+
+def test_captions_are_read_as_open_clip_reads_them(clip: FrozenClip, folder: Path) -> None:
+    """The independent reference; one caption is longer than the context."""
+    captions = [*CAPTIONS, "dog " * 50]
+    net, _ = open_clip.create_model_from_pretrained(f"local-dir:{folder / 'clip'}")
+    with torch.no_grad():
+        expected = net.eval().encode_text(open_clip.get_tokenizer(f"local-dir:{folder / 'clip'}")(captions))
+    torch.testing.assert_close(clip.embed_captions(captions), torch.nn.functional.normalize(expected, dim=-1))
+
+
+@pytest.mark.parametrize(("words", "truncated"), [(30, 0), (31, 1)])
+def test_a_caption_is_truncated_when_it_and_its_two_marks_exceed_the_context(
+    clip: FrozenClip, words: int, truncated: int
+) -> None:
+    """A context of 32 holds a start mark, 30 words and an end mark (trap 13)."""
+    clip.embed_captions(["dog " * words, "a dog"])
+    assert clip.truncated == truncated
+
+
+def test_truncations_add_up(clip: FrozenClip) -> None:
+    clip.embed_captions(["dog " * 40, "a dog", "cat " * 40])
+    clip.embed_captions(["dog " * 31])
+    assert clip.truncated == 3
+
+
+def test_the_prompt_stands_before_every_caption(folder: Path, clip: FrozenClip) -> None:
+    prompted = FrozenClip(str(folder), prompt="A photo depicts ")
+    assert torch.equal(prompted.embed_captions(["a dog"]), clip.embed_captions(["A photo depicts a dog"]))
+
+
+def test_many_captions_are_embedded_like_a_few(folder: Path, clip: FrozenClip) -> None:
+    in_parts = FrozenClip(str(folder), batch_size=2).embed_captions(CAPTIONS)
+    torch.testing.assert_close(in_parts, clip.embed_captions(CAPTIONS))
+
+
+def test_tau_is_the_temperature_that_the_model_learnt(clip: FrozenClip) -> None:
+    assert clip.tau == pytest.approx(0.07)  # open_clip starts from 1 / 0.07
+
+
+def test_two_instances_of_a_model_share_its_weights(folder: Path, clip: FrozenClip) -> None:
+    assert FrozenClip(str(folder / "clip"), prompt="an image of ").net is clip.net
+
+
+def test_nothing_in_it_is_trained(clip: FrozenClip) -> None:
+    assert not any(p.requires_grad for p in clip.net.parameters())
+    assert not clip.net.training
+    assert not clip.embed_captions(["a dog"]).requires_grad
+
+
+def test_the_fingerprint_tells_weights_and_prompts_apart(folder: Path, clip: FrozenClip, tmp_path: Path) -> None:
+    others = [FrozenClip(str(folder), prompt="a "), FrozenClip(str(write_clip(tmp_path / "other", seed=1)))]
+    assert len({clip.fingerprint, *(other.fingerprint for other in others)}) == 3
+    shutil.copytree(folder, tmp_path / "copy")
+    assert FrozenClip(str(tmp_path / "copy")).fingerprint == clip.fingerprint
+
+
+def test_an_image_is_seen_once_and_a_changed_one_again(
+    clip: FrozenClip, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    embed = clip.embed_images
+    monkeypatch.setattr(clip, "embed_images", lambda files: seen.extend(files) or embed(files))
+    files = {i: Path(shutil.copy(file, tmp_path / file.name)) for i, file in enumerate(pictures)}
+    before = clip.image_store(files, tmp_path / "store")[[1]]
+    clip.image_store(files, tmp_path / "store")
+    assert seen == list(files.values())
+    Image.new("RGB", (50, 50), "red").save(files[1])
+    after = clip.image_store(files, tmp_path / "store")[[1]]
+    assert seen == [*files.values(), files[1]]
+    assert not torch.equal(before, after)
+    assert torch.equal(after, embed([files[1]]))
+
+
+@pytest.mark.parametrize("name", ["runs/nothing", "./nothing"])
+def test_a_missing_run_is_one_error_that_tells_how_to_train_it(name: str) -> None:
+    with pytest.raises(UserError, match=r"no CLIP there .* train it with `distcap fit --config clip\.yaml`"):
+        FrozenClip(name)
+
+
+def test_an_unknown_model_name_is_one_error() -> None:
+    with pytest.raises(UserError, match="no-such-model"):
+        FrozenClip("no-such-model")
+
+
+def test_an_image_that_is_none_is_one_error_that_names_it(clip: FrozenClip, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"broken\.png: not a readable image"):
+        clip.embed_images([tmp_path / "broken.png"])
+
+
+class Trap:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.file,)
+
+
+def test_weights_that_carry_code_are_refused_and_not_run(folder: Path, tmp_path: Path) -> None:
+    """A pickled checkpoint may run anything when it is loaded (trap 14)."""
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "clip" / "open_clip_model.safetensors").unlink()
+    file = tmp_path / "run" / "clip" / "open_clip_pytorch_model.bin"
+    torch.save({"state_dict": Trap(tmp_path / "sprung")}, file)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        FrozenClip(str(tmp_path / "run"))
+    assert not (tmp_path / "sprung").exists()
+    torch.load(file, weights_only=False)
+    assert (tmp_path / "sprung").exists()  # it would have been
+
+

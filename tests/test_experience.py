@@ -1,0 +1,196 @@
+"""The record of one RL step: it pays only for what is read, and the pool is that of all processes."""
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fakes import GREEDY, SHOWN, FakeCaptioner, FakeClip, FakeStore, embed, make_batch, make_experience
+from torch import Tensor
+
+from distcap.experience import Experience
+from distcap.rewards import ClipSimilarity, Contrastive
+from distcap.stages import RL
+from distcap.types import Batch
+
+
+def test_nothing_is_computed_before_it_is_read():
+    captioner, clip = FakeCaptioner(), FakeClip()
+    make_experience(captioner=captioner, clip=clip, rewards={"clip": ClipSimilarity()})
+    assert captioner.calls == []
+    assert clip.embedded == []
+
+
+def test_greedy_captions_are_not_decoded_unless_read():
+    captioner = FakeCaptioner()
+    experience = make_experience(captioner=captioner, rewards={"both": Contrastive()})
+    _ = experience.sampled_reward, experience.ground_truth_reward
+    assert "generate greedy" not in captioner.calls
+    _ = experience.greedy_reward
+    assert captioner.calls.count("generate greedy") == 1
+
+
+def test_an_image_is_encoded_once_for_samples_greedy_and_ground_truth():
+    captioner = FakeCaptioner()
+    experience = make_experience(captioner=captioner)
+    for _ in range(2):
+        _ = experience.sampled, experience.greedy, experience.ground_truth
+    assert captioner.calls.count("encode") == 1
+    assert captioner.calls.count("score") == 3
+
+
+def test_each_caption_is_embedded_once_however_many_rewards_read_it():
+    clip, store = FakeClip(), FakeStore()
+    experience = make_experience(
+        clip=clip, caption_store=store, rewards={"one": ClipSimilarity(), "two": Contrastive(greedy=True)}
+    )
+    for _ in range(2):
+        _ = experience.sampled_reward, experience.ground_truth_reward, experience.greedy_reward
+    assert clip.embedded == [experience.sampled.captions, experience.greedy.captions]
+    assert store.read == [experience.ground_truth.captions]
+
+
+def test_human_captions_come_from_the_store_and_samples_never_do():
+    clip, store = FakeClip(), FakeStore()
+    experience = make_experience(clip=clip, caption_store=store)
+    assert torch.equal(experience.caption_embeddings(experience.ground_truth), embed(*SHOWN))
+    assert clip.embedded == []
+    experience.caption_embeddings(experience.sampled)
+    assert store.read == [list(SHOWN)]
+
+
+def test_the_reference_is_not_called_unless_read_and_then_without_gradient():
+    reference = FakeCaptioner(seed=1)
+    experience = make_experience(reference=reference)
+    _ = experience.sampled, experience.ground_truth
+    assert reference.calls == []
+    assert not experience.reference_logprobs.requires_grad
+    assert reference.calls == ["encode", "score"]
+
+
+def test_the_reference_scores_the_samples_own_tokens():
+    captioner = FakeCaptioner()
+    experience = make_experience(captioner=captioner, reference=captioner)
+    assert torch.equal(experience.reference_logprobs, experience.sampled.logprobs)
+
+
+def test_the_samples_carry_a_gradient_even_when_greedy_is_read_first():
+    captioner = FakeCaptioner()
+    experience = make_experience(captioner=captioner)
+    assert not experience.greedy.logprobs.requires_grad
+    experience.sampled.logprobs.sum().backward()
+    assert captioner.look.grad is not None  # the encoder's, through the memory
+    assert captioner.look.grad.abs().sum() > 0
+
+
+def test_rewards_come_without_gradient():
+    learning = torch.nn.Parameter(torch.ones(()))
+
+    class Learning(ClipSimilarity):
+        def forward(self, rollout: Any, experience: Experience) -> Tensor:
+            return learning * super().forward(rollout, experience)
+
+    assert not make_experience(rewards={"learning": Learning()}).sampled_reward.requires_grad
+
+
+def test_the_total_is_the_weighted_sum():
+    rewards = {"one": ClipSimilarity(weight=2.0), "two": ClipSimilarity(weight=0.5, scale=10)}
+    experience = make_experience(rewards=rewards)
+    parts = experience.rewards_of(experience.sampled)
+    torch.testing.assert_close(experience.sampled_reward, 2 * parts["one"] + 0.5 * parts["two"])
+
+
+def test_as_many_human_captions_of_each_image_and_with_replacement_where_it_has_fewer():
+    batch = Batch(make_batch(0, 2).images, [["red", "dog", "red dog"], ["blue"]], [10, 11])
+    truth = make_experience(batch, ground_truth_per_image=2).ground_truth
+    assert truth.image_index.tolist() == [0, 0, 1, 1]
+    assert len(set(truth.captions[:2])) == 2
+    assert truth.captions[2:] == ["blue", "blue"]
+
+
+def test_a_reward_that_needs_clip_says_so_where_there_is_none():
+    experience = make_experience(clip=None, image_embeddings=None, rewards={"clip": ClipSimilarity()})
+    with pytest.raises(ValueError, match="no clip"):
+        _ = experience.sampled_reward
+
+
+def test_a_missing_reference_is_an_error():
+    with pytest.raises(ValueError, match="no reference"):
+        _ = make_experience().reference_logprobs
+
+
+def test_a_rollout_knows_its_source_and_one_made_elsewhere_has_none():
+    experience, other = make_experience(), make_experience()
+    for source in ("sampled", "greedy", "ground_truth"):
+        assert experience.source(getattr(experience, source)) == source
+    assert experience.source(other.sampled) is None
+
+
+# Several processes (trap 11). Greedy "samples", because they do not depend on which process draws them.
+
+REWARDS = {"all": Contrastive(greedy=True, tau=0.1), "samples": Contrastive(ground_truth=False)}
+POOLED: dict[str, Any] = {"sampler": GREEDY, "rewards": REWARDS}
+
+
+def rewards_of(experience: Experience) -> Tensor:
+    """(3, B) of samples, ground truth and greedy captions."""
+    # Not the cached properties: Python 3.11 locks those for all threads, and the threads below wait for each other.
+    return torch.stack([experience.total(getattr(experience, name)) for name in ("sampled", "ground_truth", "greedy")])
+
+
+class Meeting:
+    """Threads that gather like processes."""
+
+    def __init__(self, size: int) -> None:
+        self.parts: list[Tensor] = [torch.empty(0)] * size
+        self.barrier = threading.Barrier(size, timeout=20)
+
+    def gather(self, rank: int, values: Tensor) -> tuple[Tensor, int]:
+        self.parts[rank] = values
+        self.barrier.wait()
+        everything = torch.cat(self.parts)
+        self.barrier.wait()
+        return everything, rank * len(values)
+
+
+def test_two_processes_give_the_rewards_of_one_with_the_whole_batch():
+    meeting, found = Meeting(2), {}
+
+    def work(rank: int) -> None:
+        half = make_batch(2 * rank, 2 * rank + 2)
+        found[rank] = rewards_of(make_experience(half, gather=lambda values: meeting.gather(rank, values), **POOLED))
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    torch.testing.assert_close(torch.cat([found[0], found[1]], 1), rewards_of(make_experience(**POOLED)))
+
+
+def test_half_a_pool_gives_other_rewards():
+    half = rewards_of(make_experience(make_batch(0, 2), **POOLED))
+    assert not torch.allclose(half, rewards_of(make_experience(**POOLED))[:, :2])
+
+
+def _process(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+
+    def all_gather(values: Tensor) -> Tensor:
+        parts = [torch.empty_like(values) for _ in range(2)]
+        torch.distributed.all_gather(parts, values.contiguous())
+        return torch.stack(parts)
+
+    # The stage's own gather, on what Lightning gives it: (processes, rows, ...).
+    stage: Any = SimpleNamespace(trainer=SimpleNamespace(world_size=2), global_rank=rank, all_gather=all_gather)
+    experience = make_experience(make_batch(2 * rank, 2 * rank + 2), gather=lambda v: RL._gather(stage, v), **POOLED)
+    torch.save(rewards_of(experience), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_the_stage_gathers_the_pool_of_two_real_processes(tmp_path: Path):
+    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+    found = torch.cat([torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)], 1)
+    torch.testing.assert_close(found, rewards_of(make_experience(**POOLED)))

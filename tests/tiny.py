@@ -1,0 +1,76 @@
+"""Tiny networks and data sets: the real classes, too small to be good at anything."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from distcap.cli import main
+from distcap.models import VisionEncoderDecoder
+
+CAPTIONS = [
+    "a dog on a porch",
+    "two dogs , one of them asleep",
+    "a red heart next to a star at night",
+    "there is a small green moon in the snow",
+    "a cat",
+]
+
+CLIP_CONFIG: dict[str, Any] = {
+    "model_cfg": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    },
+    "preprocess_cfg": {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+}
+
+ENCODER = {
+    "model_type": "vit",
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+DECODER = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+
+
+def write_clip(folder: Path, seed: int = 0) -> Path:
+    """An untrained CLIP in open_clip's format, where the clip stage would leave one in its run."""
+    import open_clip
+
+    torch.manual_seed(seed)
+    net = open_clip.model.CLIP(**CLIP_CONFIG["model_cfg"])
+    (folder / "clip").mkdir(parents=True)
+    (folder / "clip" / "open_clip_config.json").write_text(json.dumps(CLIP_CONFIG))
+    weights = {name: value.contiguous() for name, value in net.state_dict().items()}
+    save_file(weights, folder / "clip" / "open_clip_model.safetensors")
+    return folder
+
+
+def make_captioner(dropout: float = 0.0, seed: int = 0, **kwargs: Any) -> VisionEncoderDecoder:
+    """An untrained captioner of 32-pixel images that knows the words of CAPTIONS, in eval mode.
+
+    Its weights are spread, so that it has strong opinions for tests to compare.
+    """
+    torch.manual_seed(seed)
+    encoder = {**ENCODER, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    decoder = {**DECODER, "resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+    captioner = VisionEncoderDecoder(None, encoder, decoder, **kwargs)
+    captioner.prepare(CAPTIONS)
+    with torch.no_grad():
+        for parameter in captioner.model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    return captioner.eval()
+
+
+def run(folder: Path, *args: str) -> Any:
+    """The command line in a folder, without decoration."""
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    with contextlib.chdir(folder):
+        return main([*args, *(quiet if args[0] in ("fit", "validate", "test", "predict") else [])])
