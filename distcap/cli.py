@@ -81,9 +81,10 @@ def find_configs(args: Sequence[str]) -> list[str]:
 
 
 def _stage(args: list[str]) -> Any:
+    found = find_configs(args)  # before the imports, which take their time
     from distcap.lightning_cli import run
 
-    return run(find_configs(args))
+    return run(found)
 
 
 def _plain(command: Callable[..., Any], name: str, args: list[str]) -> Any:
@@ -94,7 +95,7 @@ def _plain(command: Callable[..., Any], name: str, args: list[str]) -> Any:
             raise UserError(f"{name}: {' '.join(message.split())}; see `distcap {name} --help`") from ex
 
     parser = OneLineParser(prog=f"distcap {name}", description=command.__doc__)
-    parser.add_function_arguments(command, as_group=False)
+    parser.add_function_arguments(command, as_group=False, as_positional=True)
     return command(**parser.parse_args(args).as_dict())
 
 

@@ -15,14 +15,13 @@ Weighting = Literal["raw", "minmax", "softmax", "clamp"]
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """(N, T), (N, T) -> (N,) mean over the real tokens; zero for a row without any. Padding has no say, whatever it holds."""
+    """(N, T), (N, T) -> (N,) mean over the real tokens; zero for a row without any. Padding has no say."""
     return _masked_sum(values, mask) / mask.sum(-1).clamp(min=1)
 
 
 def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    # One token after the other: Tensor.sum groups its summands by the padded length, and padding would have the last bit.
-    kept = torch.where(mask, values, torch.zeros_like(values))
-    return sum(kept.unbind(-1), start=values.new_zeros(values.shape[:-1]))
+    # Tensor.sum groups its summands by the padded length, so that padding would change last bits; a running sum does not.
+    return torch.where(mask, values, torch.zeros_like(values)).cumsum(-1)[..., -1]
 
 
 def sequence_logprobs(logprobs: Tensor, mask: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -38,8 +37,8 @@ def sequence_logprobs(logprobs: Tensor, mask: Tensor, reduction: Reduction = "me
 def reinforce(logprobs: Tensor, mask: Tensor, advantages: Tensor, reduction: Reduction = "mean") -> Tensor:
     """(N, T), (N, T), (N,) -> scalar: minus the mean over captions of advantage x log-probability.
 
-    Teacher forcing is this with advantage 1 on ground truth, SCST with reward minus greedy reward on samples, and weighted
-    teacher forcing with the ground truth's own reward (paper, section on GT captions as trajectories).
+    Teacher forcing is this with advantage 1 on ground truth, SCST with reward minus greedy reward on samples, and
+    weighted teacher forcing with the ground truth's own reward (paper, section on GT captions as trajectories).
     """
     return -(advantages.detach() * sequence_logprobs(logprobs, mask, reduction)).mean()
 
@@ -115,8 +114,8 @@ def contrastive(
         image_position: (N,) where each caption's image stands in the pool.
         tau: temperature, 1 / exp(logit_scale) of the CLIP used.
         direction: which of the two, or both.
-        clamp: upper bound of each direction in units of tau; the released code has 16. None by default: a masked logsumexp
-            needs no guard against cancellation.
+        clamp: upper bound of each direction in units of tau; the released code has 16. None by default: a masked
+            logsumexp needs no guard against cancellation.
 
     Raises:
         ValueError: a pool has nothing in it for a caption to be compared with.
@@ -142,7 +141,8 @@ def contrastive(
 def kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
     """(N, T), (N, T), (N, T) -> (N,) estimate of KL(policy || reference) per token, from the sampled tokens alone.
 
-    The estimator r - 1 - log r with r = p_reference / p_policy: unbiased, never negative (Schulman, "Approximating KL").
+    The estimator r - 1 - log r with r = p_reference / p_policy: unbiased, never negative (Schulman, "Approximating
+    KL").
     """
     log_ratio = torch.where(mask, reference_logprobs - logprobs, torch.zeros_like(logprobs))
     return masked_mean(log_ratio.exp() - 1 - log_ratio, mask)

@@ -113,14 +113,14 @@ class _References:
     norms: np.ndarray
     """(n, R) length of each reference's vector, by n-gram order."""
     lengths: np.ndarray
-    """(R,) bigrams in each reference."""
+    """(R,) tokens in each reference."""
 
 
 class CiderD:
     """CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726, section 6): consensus with the references, weighted by tf-idf.
 
     Equals `pycocoevalcap.cider.Cider` on the same tokens: times 10, clipped counts, and a Gaussian penalty on the
-    difference in length, which that code counts in bigrams. A caption's score depends on its image's references and on
+    difference in length. A caption's score depends on its image's references and on
     the document-frequency table, never on the other captions of the call.
 
     With one image in the table every weight is log(1) = 0, and so is every score.
@@ -172,17 +172,17 @@ class CiderD:
         return np.array([self._score(caption, self._vectors(image_id)) for caption, image_id in pairs], np.float64)
 
     def _weigh(self, caption: str) -> tuple[dict[Ngram, float], np.ndarray, int]:
-        """A caption -> its tf-idf weights, (n,) their norms by n-gram order, its number of bigrams."""
+        """A caption -> its tf-idf weights, (n,) their norms by n-gram order, its number of tokens."""
         counts = _count(caption, self.n, self.end_token)
         seen = self.document_frequency.counts
         weights = {ngram: count * (self._log_images - math.log(seen.get(ngram, 1))) for ngram, count in counts.items()}
         squares = [0.0] * self.n
-        bigrams = 0
+        length = 0
         for ngram, weight in weights.items():
             squares[len(ngram) - 1] += weight * weight
-            if len(ngram) == 2:
-                bigrams += counts[ngram]
-        return weights, np.sqrt(squares), bigrams
+            if len(ngram) == 1:
+                length += counts[ngram]
+        return weights, np.sqrt(squares), length
 
     def _vectors(self, image_id: int) -> _References:
         if image_id in self._cache:

@@ -4,11 +4,15 @@ B images, N captions (any number per image), T tokens of the longest caption, C 
 J images in it, D the width of a CLIP embedding, V the vocabulary.
 """
 
+from __future__ import annotations  # torch is for the type checker: the command line answers without importing it
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class UserError(Exception):
@@ -32,10 +36,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return Batch(self.images.to(device, non_blocking=non_blocking), self.captions, self.image_ids)
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> Batch:
         return Batch(self.images.pin_memory(), self.captions, self.image_ids)
 
 

@@ -79,7 +79,7 @@ def test_a_missing_config_is_named_with_the_way_to_find_one(
 
 def test_a_config_that_is_no_yaml_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("model: [")
-    assert "bad.yaml" in fails(capsys, tmp_path, "fit", "--config", "bad.yaml")
+    assert "line 2, column 1" in fails(capsys, tmp_path, "fit", "--config", "bad.yaml")
 
 
 def test_a_missing_checkpoint_is_named(capsys: pytest.CaptureFixture[str], workshop: Path) -> None:

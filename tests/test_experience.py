@@ -12,7 +12,6 @@ from torch import Tensor
 
 from distcap.experience import Experience
 from distcap.rewards import ClipSimilarity, Contrastive
-from distcap.stages import RL
 from distcap.types import Batch
 
 
@@ -147,20 +146,28 @@ class Meeting:
         self.parts: list[Tensor] = [torch.empty(0)] * size
         self.barrier = threading.Barrier(size, timeout=20)
 
-    def gather(self, rank: int, values: Tensor) -> tuple[Tensor, int]:
+    def all_gather(self, rank: int, values: Tensor) -> Tensor:
+        """(M, ...) -> (processes, M, ...), as Lightning gives it."""
         self.parts[rank] = values
         self.barrier.wait()
-        everything = torch.cat(self.parts)
+        everything = torch.stack(self.parts)
         self.barrier.wait()
-        return everything, rank * len(values)
+        return everything
 
 
 def test_two_processes_give_the_rewards_of_one_with_the_whole_batch():
+    from distcap.stages import RL  # here, to spare the processes of the next test its imports
+
     meeting, found = Meeting(2), {}
 
     def work(rank: int) -> None:
+        stage: Any = SimpleNamespace(
+            trainer=SimpleNamespace(world_size=2),
+            global_rank=rank,
+            all_gather=lambda values: meeting.all_gather(rank, values),
+        )
         half = make_batch(2 * rank, 2 * rank + 2)
-        found[rank] = rewards_of(make_experience(half, gather=lambda values: meeting.gather(rank, values), **POOLED))
+        found[rank] = rewards_of(make_experience(half, gather=lambda values: RL._gather(stage, values), **POOLED))
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -178,19 +185,17 @@ def test_half_a_pool_gives_other_rewards():
 def _process(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 
-    def all_gather(values: Tensor) -> Tensor:
+    def gather(values: Tensor) -> tuple[Tensor, int]:
         parts = [torch.empty_like(values) for _ in range(2)]
         torch.distributed.all_gather(parts, values.contiguous())
-        return torch.stack(parts)
+        return torch.cat(parts), rank * len(values)
 
-    # The stage's own gather, on what Lightning gives it: (processes, rows, ...).
-    stage: Any = SimpleNamespace(trainer=SimpleNamespace(world_size=2), global_rank=rank, all_gather=all_gather)
-    experience = make_experience(make_batch(2 * rank, 2 * rank + 2), gather=lambda v: RL._gather(stage, v), **POOLED)
+    experience = make_experience(make_batch(2 * rank, 2 * rank + 2), gather=gather, **POOLED)
     torch.save(rewards_of(experience), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_the_stage_gathers_the_pool_of_two_real_processes(tmp_path: Path):
+def test_two_real_processes_read_the_pool_in_the_same_order_and_agree(tmp_path: Path):
     torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
     found = torch.cat([torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)], 1)
     torch.testing.assert_close(found, rewards_of(make_experience(**POOLED)))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 
 from distcap.cli import main
@@ -67,6 +68,28 @@ def make_captioner(dropout: float = 0.0, seed: int = 0, **kwargs: Any) -> Vision
         for parameter in captioner.model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.15)
     return captioner.eval()
+
+
+EVALUATION: dict[str, Any] = {
+    "class_path": "distcap.callbacks.Evaluation",
+    "init_args": {
+        "clip": {"class_path": "distcap.models.FrozenClip", "init_args": {"model": "runs/demo/clip"}},
+        "judge": {"class_path": "distcap.models.FrozenClip", "init_args": {"model": "runs/demo/judge"}},
+        "java": False,
+    },
+}
+"""The evaluation of the demo's configs, without Java."""
+
+
+class Interrupt(Callback):
+    """Something goes wrong when an epoch begins."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise RuntimeError("the power is gone")
 
 
 def run(folder: Path, *args: str) -> Any:

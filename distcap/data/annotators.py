@@ -19,7 +19,7 @@ _PLACES = {
 _JOINS = ("and", "and", "next to", "with", "beside")
 _COUNTS = {2: "two", 3: "three"}
 
-COMPLETE = 0.2
+COMPLETE = 0.15
 """Share of annotators who describe everything."""
 
 
@@ -42,15 +42,15 @@ def annotator_caption(scene: Scene, rng: random.Random) -> str:
     place = rng.choice(_PLACES[scene.background])
     if rng.random() < 0.12:
         text = f"{rng.choice(('a picture of', 'there is'))} {text}"
-    if complete or rng.random() < 0.6:
+    if complete or rng.random() < 0.55:
         text = f"{text} {place}" if rng.random() < 0.9 else f"{place} , {text}"
     return text
 
 
 def _noun_phrase(shape: Shape, complete: bool, rng: random.Random) -> str:
-    size = shape.size if rng.random() < (0.9 if complete else 0.2) else ""
-    pattern = shape.pattern if shape.pattern != "plain" and rng.random() < (1.0 if complete else 0.25) else ""
-    colour = shape.colour if complete or rng.random() < 0.6 else ""
+    size = shape.size if rng.random() < (0.9 if complete else 0.12) else ""
+    pattern = shape.pattern if shape.pattern != "plain" and rng.random() < (1.0 if complete else 0.2) else ""
+    colour = shape.colour if complete or rng.random() < 0.42 else ""
     if size == "large" and rng.random() < 0.4:
         size = "big"
     words = " ".join(word for word in (size, pattern, colour, shape.kind) if word)

@@ -26,7 +26,6 @@ def ngram_scores(
 
     texts = list(captions.values())
     candidates = {i: " ".join(tokenize(caption)) for i, caption in captions.items()}
-    # In the captions' order, which is the one pycocoevalcap goes by.
     truths = {i: [" ".join(tokenize(reference)) for reference in references[i]] for i in captions}
     listed = {i: [candidate] for i, candidate in candidates.items()}
 

@@ -41,6 +41,11 @@ class Sampler:
 class Captioner(nn.Module, ABC):
     """The policy: images in, captions out. Tokens are its own affair; the rest of distcap speaks strings."""
 
+    @property
+    def trained(self) -> bool:
+        """False for a captioner that has no weights of its own yet."""
+        return True
+
     def prepare(self, captions: Iterable[str]) -> None:
         """Called before training with the training captions, for captioners that make their vocabulary of them."""
 

@@ -47,6 +47,10 @@ class VisionEncoderDecoder(Captioner):
         elif encoder is None or decoder is None:
             raise UserError("a captioner with init_from: null needs the configs of its encoder and decoder")
 
+    @property
+    def trained(self) -> bool:
+        return self.model is not None
+
     def prepare(self, captions: Iterable[str]) -> None:
         """Build the untrained model once its vocabulary is known; nothing for one that was loaded."""
         if self.model is not None:
@@ -143,7 +147,7 @@ class VisionEncoderDecoder(Captioner):
             ),
         )
         output = self.model.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=memory), generation_config=config, use_cache=True
+            encoder_outputs=BaseModelOutput(last_hidden_state=memory), generation_config=config
         )
         tokens = output[:, 1:]
         # The end token may double as padding (GPT-2): what counts is everything up to the first one.

@@ -1,6 +1,6 @@
 """What the stages of training share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from distcap.models import Captioner, Sampler
-from distcap.types import Batch
+from distcap.types import Batch, UserError
 
 
 class Stage(LightningModule):
@@ -87,8 +87,14 @@ class CaptionerStage(Stage):
         self.decoder = decoder
 
     def setup(self, stage: str) -> None:
-        references = self.trainer.datamodule.references("train") if stage == "fit" else {}  # type: ignore[attr-defined]
-        self.captioner.prepare(caption for captions in references.values() for caption in captions)
+        if stage != "fit" and not self.captioner.trained and self.trainer.ckpt_path is None:
+            raise UserError(f"{stage} needs a trained captioner; name its checkpoint, e.g. --ckpt_path last for the run's own")
+        self.captioner.prepare(self._truth())
+
+    def _truth(self) -> Iterator[str]:
+        """The training captions, read only if the captioner asks for them."""
+        for captions in self.trainer.datamodule.references("train").values():  # type: ignore[attr-defined]
+            yield from captions
 
     @torch.no_grad()
     def caption(self, batch: Batch) -> list[str]:

@@ -5,7 +5,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distcap.functional import masked_mean
 from distcap.models import Captioner, Sampler
 from distcap.stages.base import CaptionerStage
 from distcap.types import Batch
@@ -56,6 +55,6 @@ class MLE(CaptionerStage):
         tokens, mask = self.captioner.tokenize(captions)
         rows = torch.tensor(index, device=tokens.device)
         logprobs = self.captioner.score(self.captioner.encode(batch.images), tokens, mask, rows)
-        loss = -masked_mean(logprobs.flatten(), mask.flatten())
+        loss = -logprobs.sum() / mask.sum()
         self.log("train/loss", loss, prog_bar=True)
         return loss

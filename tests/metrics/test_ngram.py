@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,11 +60,6 @@ def test_cider_and_the_signs_of_hacking_are_means_over_captions():
     assert scores["distinct@2"] == 1
 
 
-def test_the_order_of_the_references_does_not_matter():
-    reversed_references = dict(reversed(REFERENCES.items()))
-    assert ngram_scores(CAPTIONS, REFERENCES, java=False) == ngram_scores(CAPTIONS, reversed_references, java=False)
-
-
 def test_empty_captions_score_nothing_and_crash_nothing():
     scores = ngram_scores({0: "", 1: "..."}, {0: ["a dog"], 1: ["a cat"]}, java=False)
     assert scores == pytest.approx(dict.fromkeys(TEXT_KEYS, 0), abs=1e-9)
@@ -114,8 +110,10 @@ def test_java_that_hangs_is_stopped_at_the_limit(metric, monkeypatch, tmp_path):
     fake_program(tmp_path, "java", "exec sleep 60")
     monkeypatch.setattr(java, "SPICE_JARS", ())
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    start = time.monotonic()
     with pytest.raises(UserError, match=r"did not end within 0\.3 s"):
         getattr(java, metric)(CAPTIONS, REFERENCES, limit=0.3)
+    assert time.monotonic() - start < 30
 
 
 def test_a_fetched_archive_lands_in_pycocoevalcaps_folder(monkeypatch, tmp_path):

@@ -59,11 +59,11 @@ def test_like_captions_tie_exactly():
 
 
 def test_what_a_distributed_sampler_repeats_counts_once():
-    # Two of three captions are right; the wrong one is repeated twice more.
+    # The third caption is the first one's, and wrong; it is repeated twice.
     captions = torch.eye(3)[[0, 1, 0, 0, 0]]
     images, ids = torch.eye(3)[[0, 1, 2, 2, 2]], [7, 8, 9, 9, 9]
     assert recall(captions, images, ids) == recall(captions[:3], images[:3], ids[:3])
-    # Caption 2 is that of caption 0: it misses its image; caption 0 finds its own, and image 0 finds either half of the time.
+    # Two of three captions find their image, not two of five.
     assert recall(captions, images, ids, top_k=(1,))["t2i_recall@1"] == pytest.approx(200 / 3)
 
 
