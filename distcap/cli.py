@@ -100,7 +100,7 @@ def _plain(command: Callable[..., Any], name: str, args: list[str]) -> Any:
 
 
 def demo(run: str = "demo", seed: int = 0, size: float = 1.0) -> None:
-    """The whole method on the embedded benchmark: paint, train, evaluate, report. Interrupted, it goes on where it stopped.
+    """The whole method on the embedded benchmark: paint, train, evaluate, report. Interrupted, it goes on.
 
     Args:
         run: everything is written to runs/RUN.
@@ -116,7 +116,7 @@ def prepare(what: str, root: str = "data/scenes", seed: int = 0) -> None:
     """Get what is needed beforehand.
 
     Args:
-        what: "scenes" paints the embedded benchmark, "spice" installs the Java libraries of the SPICE metric (needs Maven).
+        what: "scenes" paints the embedded benchmark, "spice" installs the SPICE metric's Java libraries (by Maven).
         root: folder of the embedded benchmark.
         seed: of the embedded benchmark.
     """

@@ -89,7 +89,7 @@ def _fit(run: str, name: str, config: str, seed: int, data: Path, size: float, s
 
 
 def _configs(run: str) -> str:
-    """The folder of the demo's configs: the shipped ones, or for another run a copy whose stages hand over within it."""
+    """The folder of the demo's configs: the shipped ones, or a copy whose stages hand over within another run."""
     if run == "demo":
         return "demo"
     target = Path("runs") / run / "configs"

@@ -175,7 +175,7 @@ class Experience:
         return self._embeddings[rollout]
 
     def pool(self, sources: tuple[Source, ...]) -> Pool:
-        """The captions of these sources and the images, of all processes: the reward must not depend on their number."""
+        """The captions of these sources and the images of all processes, on whose number no reward may depend."""
         if sources not in self._pools:
             offsets: dict[Source, int] = {}
             parts: list[Tensor] = []

@@ -20,7 +20,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    # Tensor.sum groups its summands by the padded length, so that padding would change last bits; a running sum does not.
+    # Tensor.sum groups its summands by the padded length: padding would change last bits. A running sum does not.
     return torch.where(mask, values, torch.zeros_like(values)).cumsum(-1)[..., -1]
 
 

@@ -49,8 +49,8 @@ class WeightedTeacherForcing(Term):
 
     Args:
         weight: share in the objective.
-        weighting: of the captions' total reward; see `distcap.functional.weights`. Raw rewards may be negative, and then
-            unlearn the human captions that lose in the pool.
+        weighting: of the captions' total reward; see `distcap.functional.weights`. Raw rewards may be negative, and
+            then unlearn the human captions that lose in the pool.
         reduction: see Term.
     """
 

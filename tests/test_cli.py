@@ -57,9 +57,7 @@ def test_an_unknown_command_is_told_the_known_ones(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     "option", ["--modle.learning_rate=1", "--model.learning_rat=1", "--trainer.max_steps=many", "--data.batch_size=x"]
 )
-def test_an_unknown_option_or_value_is_named(
-    capsys: pytest.CaptureFixture[str], workshop: Path, option: str
-) -> None:
+def test_an_unknown_option_or_value_is_named(capsys: pytest.CaptureFixture[str], workshop: Path, option: str) -> None:
     name = option.partition("=")[0].rsplit(".", 1)[1]
     assert name in fails(capsys, workshop, "fit", "--config", "demo/mle.yaml", option)
 
@@ -121,9 +119,7 @@ def test_images_of_the_wrong_size_end_in_one_line(capsys: pytest.CaptureFixture[
     assert last == "distcap: the captioner sees images of 64 pixels, got 48; set --data.image_size=64"
 
 
-def test_a_config_is_a_path_first_and_a_shipped_one_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_config_is_a_path_first_and_a_shipped_one_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shipped = configs_folder() / "mle.yaml"
     assert find_configs(["fit", "--config", "mle.yaml"]) == ["fit", "--config", str(shipped)]

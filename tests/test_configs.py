@@ -15,7 +15,9 @@ FULL = sorted(
     str(file.relative_to(ROOT)) for file in ROOT.rglob("*.yaml") if "model" in (yaml.safe_load(file.read_text()) or {})
 )
 PREDICT = [name for name in FULL if "distcap predict" in (ROOT / name).read_text()]
-TINY_CLIP = tiny.CLIP_CONFIG["model_cfg"] | {"vision_cfg": tiny.CLIP_CONFIG["model_cfg"]["vision_cfg"] | {"image_size": 64}}
+TINY_CLIP = tiny.CLIP_CONFIG["model_cfg"] | {
+    "vision_cfg": tiny.CLIP_CONFIG["model_cfg"]["vision_cfg"] | {"image_size": 64}
+}
 
 
 def load(file: Path) -> Any:

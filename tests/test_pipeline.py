@@ -1,4 +1,4 @@
-"""The whole method through the command line, in miniature: what each command leaves behind for the next one and for us."""
+"""The whole method through the command line, in miniature: what each command leaves for the next one and for us."""
 
 import csv
 import json
@@ -15,14 +15,22 @@ METRICS = [
     *(f"bleu@{n}" for n in range(1, 5)),
     *("rouge_l", "cider", "length"),
 ]
-TINY_CLIP = tiny.CLIP_CONFIG["model_cfg"] | {"vision_cfg": tiny.CLIP_CONFIG["model_cfg"]["vision_cfg"] | {"image_size": 64}}
+TINY_CLIP = tiny.CLIP_CONFIG["model_cfg"] | {
+    "vision_cfg": tiny.CLIP_CONFIG["model_cfg"]["vision_cfg"] | {"image_size": 64}
+}
 
 
 def fit(folder: Path, config: str, run: str, *args: str, steps: int = 6, callbacks: list | None = None) -> None:
     """Two epochs of three steps, evaluated after each."""
     tiny.run(
         folder,
-        *("fit", "--config", f"demo/{config}.yaml", f"--run={run}", f"--data={'web' if config == 'clip' else 'scenes'}.yaml"),
+        *(
+            "fit",
+            "--config",
+            f"demo/{config}.yaml",
+            f"--run={run}",
+            f"--data={'web' if config == 'clip' else 'scenes'}.yaml",
+        ),
         *(f"--trainer.max_steps={steps}", "--trainer.log_every_n_steps=1", "--trainer.check_val_every_n_epoch=1"),
         *((f"--trainer.callbacks={json.dumps(callbacks)}",) if callbacks is not None else ()),
         *args,
@@ -169,7 +177,9 @@ def test_checkpoints_load_without_running_code_and_hold_only_what_is_trained(
 
 
 def test_rl_starts_from_the_captioner_of_the_mle_stage_and_moves_it(folder: Path) -> None:
-    mle, rl = (load_file(folder / "runs" / "demo" / name / "captioner" / "model.safetensors") for name in ("mle", "distcap"))
+    mle, rl = (
+        load_file(folder / "runs" / "demo" / name / "captioner" / "model.safetensors") for name in ("mle", "distcap")
+    )
     assert mle.keys() == rl.keys()
     distance = max(float((mle[key] - rl[key]).abs().max()) for key in mle)
     assert 0 < distance < 0.01  # six steps of AdamW at 1e-4
@@ -223,7 +233,9 @@ def test_a_run_interrupted_between_epochs_and_resumed_ends_as_one_that_was_not(f
 
 
 def test_weights_and_biases_writes_a_run_offline(folder: Path) -> None:
-    wandb = '--trainer.logger={"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "distcap"}}'
+    wandb = (
+        '--trainer.logger={"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "distcap"}}'
+    )
     fit(folder, "distcap", "wandb/distcap", wandb, "--test_after_fit=false", steps=3, callbacks=[tiny.EVALUATION])
     (file,) = (folder / "runs" / "wandb" / "distcap" / "wandb").glob("offline-run-*/*.wandb")
     assert file.stat().st_size > 0

@@ -5,6 +5,7 @@ import io
 import re
 import shlex
 import tomllib
+from itertools import chain
 from pathlib import Path
 from unittest.mock import create_autospec
 
@@ -19,7 +20,9 @@ from distcap.types import Rollout
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
-CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if "class_path: distcap.stages" in path.read_text())
+CONFIGS = sorted(
+    path for path in (ROOT / "configs").rglob("*.yaml") if "class_path: distcap.stages" in path.read_text()
+)
 
 
 def fenced(text: str, language: str) -> list[str]:
@@ -67,7 +70,14 @@ def test_a_command_of_the_readme_parses(command, monkeypatch, tmp_path):
 
 def test_the_readme_has_the_commands_of_all_stages():
     text = "\n".join(commands(README, "distcap"))
-    for words in ("fit --config mle.yaml", "fit --config rl.yaml", "predict", "test", "report runs/demo", "prepare spice"):
+    for words in (
+        "fit --config mle.yaml",
+        "fit --config rl.yaml",
+        "predict",
+        "test",
+        "report runs/demo",
+        "prepare spice",
+    ):
         assert f"distcap {words}" in text
 
 
@@ -150,7 +160,7 @@ def test_every_dependency_has_a_tested_version_that_suits_it():
     assert len(versions) == len(pins)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"].values()
-    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"], *sum(extras, [])]
+    wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"], *chain.from_iterable(extras)]
     for requirement in map(Requirement, wanted):
         version = versions.get(canonicalize_name(requirement.name))
         assert version, f"{requirement.name} has no line in constraints.txt"

@@ -1,7 +1,7 @@
 """What people write about a scene of the embedded benchmark: annotators asked for captions, and authors of web pages.
 
-Annotators are mostly generic, each in their own words, and a few describe all there is. Alt-texts are detailed and often
-mere lists of keywords: a CLIP that learnt from them likes keyword soup, as the real one does.
+Annotators are mostly generic, each in their own words, and a few describe all there is. Alt-texts are detailed and
+often mere lists of keywords: a CLIP that learnt from them likes keyword soup, as the real one does.
 """
 
 import random

@@ -178,21 +178,22 @@ class CocoCaptions(LightningDataModule):
         for file in self._sources.values():
             if not Path(file).exists():
                 raise UserError(f"there is no annotation file {file}. {self.hint}")
-        self._entries = [
+        entries = [
             entry
             for split, file in self._sources.items()
             for entry in (read_coco(file, split) if split else read_karpathy(file, self.restval))
         ]
         # One file may serve as val and as test, but embeddings and results know an image by its id alone.
         files: dict[int, Path] = {}
-        for entry in self._entries:
+        for entry in entries:
             path = self.path(entry)
             if files.setdefault(entry.image_id, path) != path:
                 raise UserError(
                     f"image id {entry.image_id} is {files[entry.image_id]} in one annotation file, {path} in another; "
                     "give every image an id of its own"
                 )
-        return self._entries
+        self._entries = entries
+        return entries
 
     def _folder(self, split: str) -> Path:
         if isinstance(self.images, str):

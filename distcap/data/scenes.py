@@ -63,7 +63,7 @@ class Scenes(CocoCaptions):
             limit=limit,
         )
         self.root = Path(root)
-        self.recipe = {"train": train, "val": val, "test": test, "lookalikes": lookalikes, "seed": seed}
+        self.recipe: dict[str, Any] = {"train": train, "val": val, "test": test, "lookalikes": lookalikes, "seed": seed}
 
     def prepare_data(self) -> None:
         paint_benchmark(self.root, **self.recipe)
@@ -87,7 +87,8 @@ def paint_benchmark(
             )
         return
     rng = random.Random(seed)
-    annotators, web = [], []
+    annotators: list[dict] = []
+    web: list[dict] = []
     scenes = list(_scenes({"train": train, "val": val, "test": test}, lookalikes, rng))
     for number, (split, scene) in enumerate(tqdm(scenes, desc=f"painting {root}", unit="picture")):
         folder = root / "images" / split

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from distcap.functional import ranks, recall
 
@@ -12,7 +13,8 @@ from distcap.functional import ranks, recall
 class RetrievalRecall(Metric):
     """Recall@k in percent: t2i, does the caption find its image; i2t, does the image find its caption.
 
-    Ties are ranked by the expectation over random tie-breaking (trap 3). Image ids drop what a distributed sampler repeats.
+    Ties are ranked by the expectation over random tie-breaking (trap 3). What a distributed sampler repeats is
+    dropped by image id.
 
     Args:
         top_k: the ks.
@@ -47,10 +49,7 @@ class RetrievalRecall(Metric):
 
         Like captions are compared once: two columns that should tie must not differ by a rounding error.
         """
-        captions, images, ids = (
-            torch.cat(list(value)) if isinstance(value, list) else value
-            for value in (self.captions, self.images, self.image_ids)
-        )
+        captions, images, ids = map(dim_zero_cat, (self.captions, self.images, self.image_ids))
         keep = _first_of_each(ids)
         captions, images = captions[keep].double(), images[keep].double()
         unique, where = torch.unique(captions, dim=0, return_inverse=True)

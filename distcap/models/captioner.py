@@ -14,7 +14,7 @@ class Sampler:
     """How captions are drawn.
 
     Args:
-        method: "multinomial" for on-policy samples, "greedy", or "beam" (the paper's rollouts: 5 beams, no repeated trigram).
+        method: "multinomial" for on-policy samples, "greedy", or "beam" (the paper's: 5 beams, no repeated trigram).
         samples: captions drawn for each image; more than one for multinomial only.
         temperature: of multinomial sampling. The gradient is taken at temperature 1: other values are off-policy.
         top_k: sample among the k likeliest tokens; 0 for all.

@@ -19,8 +19,8 @@ from distcap.types import UserError
 class FrozenClip:
     """An open_clip model with its own preprocessing, without gradients.
 
-    Not an nn.Module: it is no part of what is trained, so neither checkpoints nor distributed wrappers should see it. Two
-    instances of one model share its weights.
+    Not an nn.Module: it is no part of what is trained, so neither checkpoints nor distributed wrappers should see it.
+    Two instances of one model share its weights.
 
     Args:
         model: an open_clip model name, a run folder of the clip stage, or a folder with `open_clip_config.json`.
@@ -78,7 +78,7 @@ class FrozenClip:
         return torch.cat(parts).float()
 
     def image_store(self, files: Mapping[int, Path], folder: Path) -> EmbeddingStore:
-        """Embeddings of images, by image id; computed once, whatever the number of runs. A changed file is seen again."""
+        """Embeddings of images, by image id; computed once for all runs. A changed file is seen again."""
         stats = {image_id: path.stat() for image_id, path in files.items()}
         versions = {str(i): f"{s.st_size}-{s.st_mtime_ns}" for i, s in stats.items()}
         return EmbeddingStore.build(

@@ -1,6 +1,7 @@
 """Human or machine? An MLP on CLIP embeddings that tells ground-truth captions from generated ones."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from distcap.types import UserError
 
 
 class Discriminator(nn.Module):
-    """[e(image); e(caption)] -> logit of "a human wrote this" (paper: Linear 512 - ReLU - Linear 256 - ReLU - Linear 2).
+    """[e(image); e(caption)] -> logit of "a human wrote this" (paper: 512 - ReLU - 256 - ReLU - 2).
 
     One logit stands for the released code's softmax over two, which has a redundant degree of freedom.
 
@@ -23,7 +24,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.width, self.hidden = width, tuple(hidden)
         sizes = (2 * width, *hidden)
-        layers = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())]
+        layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
 
     def forward(self, images: Tensor, captions: Tensor) -> Tensor:

@@ -29,6 +29,9 @@ class VisionEncoderDecoder(Captioner):
         UserError: there is no such model.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         init_from: str | None = "nlpconnect/vit-gpt2-image-captioning",
@@ -80,8 +83,8 @@ class VisionEncoderDecoder(Captioner):
         run = Path(source) / "captioner"
         if not run.is_dir() and source.startswith(("runs/", ".", "/")) and not (Path(source) / "config.json").exists():
             raise UserError(
-                f"{source}: no captioner there; train it first (distcap fit --config mle.yaml, or demo/mle.yaml for the "
-                "embedded benchmark), or name another with --model.captioner.init_from"
+                f"{source}: no captioner there; train it first (distcap fit --config mle.yaml, or demo/mle.yaml for "
+                "the embedded benchmark), or name another with --model.captioner.init_from"
             )
         name = str(run) if run.is_dir() else source
         try:
@@ -113,7 +116,7 @@ class VisionEncoderDecoder(Captioner):
         model.generation_config = GenerationConfig(**self._tokens)
         self.register_buffer("mean", torch.tensor(self.processor.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.processor.image_std).view(3, 1, 1), persistent=False)
-        # Captions are padded after their end, where a causal decoder cannot see it: no mask is needed, nor a warning of it.
+        # Captions are padded after their end, where a causal decoder cannot see it: no mask is needed, nor a warning.
         model.decoder.config.pad_token_id = None
         model.encoder.requires_grad_(not self.freeze_encoder)
         self.model = model

@@ -12,8 +12,8 @@ from distcap.types import Rollout
 class Contrastive(Reward):
     """How much better a caption fits its image than the pool's other captions and images do.
 
-    The formulas are those of `distcap.functional.contrastive` (paper, bidirectional contrastive reward). Negative values
-    are usual: the pool holds the image's own human caption.
+    The formulas are those of `distcap.functional.contrastive` (paper, bidirectional contrastive reward). Negative
+    values are usual: the pool holds the image's own human caption.
 
     Args:
         weight: share in the total reward.
@@ -37,8 +37,8 @@ class Contrastive(Reward):
         self.direction = direction
         self.sources: tuple[Source, ...] = (
             "sampled",
-            *(["ground_truth"] if ground_truth else []),
-            *(["greedy"] if greedy else []),
+            *(("ground_truth",) if ground_truth else ()),
+            *(("greedy",) if greedy else ()),
         )
         self.tau = tau
         self.clamp = clamp

@@ -15,8 +15,8 @@ from distcap.types import Batch, UserError
 class Stage(LightningModule):
     """A LightningModule with AdamW, warm-up, and clipping by parameter group.
 
-    Hyperparameters are not saved in checkpoints: the run's config.yaml has them, and Lightning would prefer a checkpoint's
-    own to the ones asked for. Stages hand over by `init_from`; `--ckpt_path` resumes.
+    Hyperparameters are not saved in checkpoints: the run's config.yaml has them, and Lightning would prefer a
+    checkpoint's own to the ones asked for. Stages hand over by `init_from`; `--ckpt_path` resumes.
 
     Args:
         learning_rate: peak, of AdamW.
@@ -88,7 +88,9 @@ class CaptionerStage(Stage):
 
     def setup(self, stage: str) -> None:
         if stage != "fit" and not self.captioner.trained and self.trainer.ckpt_path is None:
-            raise UserError(f"{stage} needs a trained captioner; name its checkpoint, e.g. --ckpt_path last for the run's own")
+            raise UserError(
+                f"{stage} needs a trained captioner; name its checkpoint, e.g. --ckpt_path last for the run's own"
+            )
         self.captioner.prepare(self._truth())
 
     def _truth(self) -> Iterator[str]:
@@ -105,12 +107,12 @@ class CaptionerStage(Stage):
         self.captioner.train(training)
         return self.captioner.detokenize(tokens, mask)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[int, str]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> Any:  # type: ignore[override]
         """Image id -> caption; the Evaluation callback makes metrics of them."""
         return dict(zip(batch.image_ids, self.caption(batch), strict=True))
 
-    test_step = validation_step
-    predict_step = validation_step
+    test_step = validation_step  # type: ignore[assignment]
+    predict_step = validation_step  # type: ignore[assignment]
 
     def on_train_end(self) -> None:
         """Hand the captioner over in the Hugging Face format, to any later stage and any other program."""

@@ -15,8 +15,8 @@ from distcap.types import Batch
 class Clip(Stage):
     """A small open_clip model learns from image/text pairs with open_clip's own loss.
 
-    For the embedded benchmark, where no pretrained CLIP helps; train a second one with another seed as the judge. Written
-    to RUN/clip in open_clip's format. One process: its loss does not gather the batches of several.
+    For the embedded benchmark, where no pretrained CLIP helps; train a second one with another seed as the judge.
+    Written to RUN/clip in open_clip's format. One process: its loss does not gather the batches of several.
 
     Args:
         model_cfg: open_clip's model config: embed_dim, vision_cfg, text_cfg.

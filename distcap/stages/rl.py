@@ -19,8 +19,9 @@ from distcap.types import Batch
 
 
 class RL(CaptionerStage):
-    """SCST-style RL: sample, reward, subtract a baseline, and follow the gradient; by subtraction from PPO: one update a
-    batch of samples, hence no ratio, no clipping, no critic, no replay.
+    """SCST-style RL: sample, reward, subtract a baseline, and follow the gradient.
+
+    By subtraction from PPO: one update a batch of samples, hence no ratio, no clipping, no critic, no replay.
 
     Args:
         captioner: the policy, from the mle stage.
@@ -65,9 +66,9 @@ class RL(CaptionerStage):
             schedule=schedule,
             clip_gradient=clip_gradient,
         )
-        self.rewards = nn.ModuleDict(rewards)
+        self.rewards: Any = nn.ModuleDict(rewards)
         self.baseline = baseline
-        self.objective = nn.ModuleDict(objective)
+        self.objective: Any = nn.ModuleDict(objective)
         self.clip = clip
         self.sampler = sampler
         self.ground_truth_per_image = ground_truth_per_image
@@ -105,7 +106,7 @@ class RL(CaptionerStage):
             self.captioner,
             sampler=self.sampler,
             greedy=self.decoder,
-            rewards=self.rewards,  # type: ignore[arg-type]
+            rewards=self.rewards,
             clip=self.clip,
             image_embeddings=None if self.clip is None else self._images[batch.image_ids].to(self.device),
             caption_store=None if self.clip is None else self._captions,
@@ -120,7 +121,7 @@ class RL(CaptionerStage):
         experience = self.experience(batch)
         advantages = experience.sampled_reward - self.baseline(experience)
         losses = {name: term(experience, advantages) for name, term in self.objective.items()}
-        loss = torch.stack([self.objective[name].weight * value for name, value in losses.items()]).sum()  # type: ignore[operator]
+        loss = torch.stack([self.objective[name].weight * value for name, value in losses.items()]).sum()
         learning = {
             name: value for name, reward in self.rewards.items() if (value := reward.loss(experience)) is not None
         }

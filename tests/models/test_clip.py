@@ -152,5 +152,3 @@ def test_weights_that_carry_code_are_refused_and_not_run(folder: Path, tmp_path:
     assert not (tmp_path / "sprung").exists()
     torch.load(file, weights_only=False)
     assert (tmp_path / "sprung").exists()  # it would have been
-
-
