@@ -21,6 +21,9 @@ class RetrievalRecall(Metric):
     """
 
     full_state_update = False
+    captions: list[Tensor]
+    images: list[Tensor]
+    image_ids: list[Tensor]
 
     def __init__(self, top_k: Sequence[int] = (1, 5, 10)) -> None:
         super().__init__()
@@ -30,9 +33,9 @@ class RetrievalRecall(Metric):
 
     def update(self, captions: Tensor, images: Tensor, image_ids: Tensor) -> None:
         """(B, D) normalised caption embeddings, (B, D) image embeddings, (B,) ids."""
-        self.captions.append(captions)  # type: ignore[union-attr,operator]
-        self.images.append(images)  # type: ignore[union-attr,operator]
-        self.image_ids.append(image_ids)  # type: ignore[union-attr,operator]
+        self.captions.append(captions)
+        self.images.append(images)
+        self.image_ids.append(image_ids)
 
     def compute(self) -> dict[str, Tensor]:
         """{t2i_recall@k, i2t_recall@k} in percent, over one caption an image."""
