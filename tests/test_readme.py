@@ -7,7 +7,6 @@ import shlex
 import tomllib
 from itertools import chain
 from pathlib import Path
-from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -24,9 +23,18 @@ CONFIGS = sorted(
     path for path in (ROOT / "configs").rglob("*.yaml") if "class_path: distcap.stages" in path.read_text()
 )
 
+WORK = (
+    "distcap.demo.run_demo",
+    "distcap.data.scenes.paint_benchmark",
+    "distcap.metrics.java.install_spice",
+    "distcap.report.report",
+)
+"""What the plain commands do once they are understood."""
+
 
 def fenced(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for name, block in blocks if name == language]
 
 
 def commands(text: str, program: str) -> list[str]:
@@ -52,12 +60,9 @@ def parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(SystemExit) as end:
                 cli.main(args if helps else [*args, "--print_config"])
             assert end.value.code in (0, None), command
-        elif args[0] in cli.COMMANDS:
-            function = create_autospec(cli.COMMANDS[args[0]])
-            monkeypatch.setitem(cli.COMMANDS, args[0], function)
-            cli.main(args)
-            function.assert_called_once()
         else:
+            for work in WORK:
+                monkeypatch.setattr(work, lambda *args, **kwargs: None)
             cli.main(args)
 
 
@@ -99,12 +104,11 @@ def test_a_command_that_is_wrong_would_be_noticed(monkeypatch, tmp_path, capsys)
         assert end.type is AssertionError or end.value.code == 2, command
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
-def test_every_config_that_is_named_exists(document):
-    named = re.findall(r"(?:--config |`)((?:\w+/)*\w+\.yaml)", (ROOT / document).read_text())
+def test_every_config_that_is_named_exists():
+    named = re.findall(r"(?:--config |`)((?:\w+/)*\w+\.yaml)", README)
     assert named
     for name in named:
-        assert (ROOT / "configs" / name).is_file() or (ROOT / name).is_file(), name
+        assert (ROOT / "configs" / name).is_file(), name
 
 
 def test_every_experiment_is_in_the_readmes_table():
