@@ -1,0 +1,146 @@
+"""Both formats of COCO captions, read; and everything an annotation file can get wrong, said in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from distcap.data.annotations import Entry, read_coco, read_karpathy
+from distcap.types import UserError
+
+
+def image(**changes):
+    fields = {
+        "cocoid": 7,
+        "filepath": "val2014",
+        "filename": "a.jpg",
+        "split": "train",
+        "sentences": [{"raw": "a dog"}],
+    }
+    return {key: value for key, value in {**fields, **changes}.items() if value is not None}
+
+
+def complaint(read, *arguments) -> str:
+    with pytest.raises(UserError) as caught:
+        read(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_karpathy_file_is_read_in_its_order(write_json):
+    path = write_json("k.json", {"images": [image(), image(cocoid=3, filename="b.jpg", split="test")]})
+    assert read_karpathy(path) == [
+        Entry(7, Path("val2014/a.jpg"), ("a dog",), "train"),
+        Entry(3, Path("val2014/b.jpg"), ("a dog",), "test"),
+    ]
+
+
+def test_karpathy_file_without_coco_ids_and_folders_is_read_by_imgid(write_json):
+    path = write_json("flickr.json", {"images": [image(cocoid=None, filepath=None, imgid=5)]})
+    assert read_karpathy(path) == [Entry(5, Path("a.jpg"), ("a dog",), "train")]
+
+
+def test_restval_belongs_to_train(write_json):
+    path = write_json("k.json", {"images": [image(split="restval")]})
+    assert [entry.split for entry in read_karpathy(path)] == ["train"]
+
+
+def test_restval_is_dropped_on_request(write_json):
+    path = write_json("k.json", {"images": [image(), image(cocoid=8, split="restval")]})
+    assert [entry.image_id for entry in read_karpathy(path, restval="drop")] == [7]
+
+
+def test_alt_texts_are_kept_apart_from_captions(write_json):
+    path = write_json("k.json", {"images": [image(alt_texts=["dog porch sun"])]})
+    [entry] = read_karpathy(path)
+    assert (entry.captions, entry.alt_texts) == (("a dog",), ("dog porch sun",))
+
+
+def test_white_space_is_normalised_and_empty_captions_are_left_out(write_json):
+    path = write_json("k.json", {"images": [image(sentences=[{"raw": " a\ndog  "}, {"raw": " "}])]})
+    assert read_karpathy(path)[0].captions == ("a dog",)
+
+
+def test_official_file_gathers_the_captions_of_each_image(write_json):
+    document = {
+        "images": [{"id": 2, "file_name": "b.jpg"}, {"id": 1, "file_name": "a.jpg"}],
+        "annotations": [{"image_id": i, "caption": c} for i, c in [(1, "a dog"), (2, "a cat"), (1, "a puppy")]],
+    }
+    assert read_coco(write_json("captions.json", document), "val") == [
+        Entry(2, Path("b.jpg"), ("a cat",), "val"),
+        Entry(1, Path("a.jpg"), ("a dog", "a puppy"), "val"),
+    ]
+
+
+def test_official_file_without_annotations_holds_images_to_be_captioned(write_json):
+    path = write_json("image_info.json", {"images": [{"id": 2, "file_name": "b.jpg"}]})
+    assert read_coco(path, "test") == [Entry(2, Path("b.jpg"), (), "test")]
+
+
+def test_absent_file_is_named(tmp_path):
+    assert complaint(read_karpathy, tmp_path / "no.json").endswith("no.json: No such file or directory")
+
+
+def test_broken_json_is_located(write_json):
+    path = write_json("k.json", '{"images": [\n  {"cocoid": 7,')
+    assert "is not JSON" in complaint(read_karpathy, path)
+    assert "line 2, column 16" in complaint(read_karpathy, path)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04\xff\xfe", b"[" * 100_000], ids=["zip", "nested too deep"])
+def test_file_that_is_no_text_or_no_sensible_json_is_refused(tmp_path, content):
+    (tmp_path / "k.json").write_bytes(content)
+    assert "k.json" in complaint(read_karpathy, tmp_path / "k.json")
+
+
+def test_json_of_another_shape_says_what_was_found(write_json):
+    assert "found 'info', 'licenses'" in complaint(read_karpathy, write_json("a.json", {"info": 1, "licenses": 2}))
+    assert "found a list" in complaint(read_karpathy, write_json("b.json", [1, 2]))
+
+
+def test_each_format_is_recognised_when_given_as_the_other(write_json):
+    official = write_json("captions.json", {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []})
+    assert "official COCO captions file" in complaint(read_karpathy, official)
+    assert "Karpathy split file" in complaint(read_coco, write_json("k.json", {"images": [image()]}), "train")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        (image(cocoid=None), 'image number 0: "imgid" is missing'),
+        (image(cocoid="7"), "image number 0: \"cocoid\" should be of type int, found '7'"),
+        (image(cocoid=True), "should be of type int, found 'True'"),
+        (image(split=None), 'image id 7: "split" is missing'),
+        (image(filename=3), "image id 7: \"filename\" should be of type str, found '3'"),
+        (image(sentences={}), "image id 7: \"sentences\" should be of type list, found '{}'"),
+        (image(sentences=["a dog"]), 'image id 7: expected a JSON object with "raw", found a str'),
+        (image(alt_texts=[3]), "image id 7: a caption should be a string, found '3'"),
+        ("a.jpg", "image number 0: expected a JSON object"),
+    ],
+)
+def test_wrong_field_is_named_with_its_image(write_json, wrong, found):
+    assert found in complaint(read_karpathy, write_json("k.json", {"images": [wrong]}))
+
+
+def test_two_images_of_one_id_are_refused(write_json):
+    path = write_json("k.json", {"images": [image(), image(filename="b.jpg", split="test")]})
+    assert "image id 7 is used by 2 images" in complaint(read_karpathy, path)
+    path = write_json("captions.json", {"images": [{"id": 7, "file_name": "a.jpg"}] * 2})
+    assert "image id 7 is used by 2 images" in complaint(read_coco, path, "train")
+
+
+def test_caption_of_an_unknown_image_is_refused(write_json):
+    document = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 9, "caption": "a dog"}]}
+    assert "annotation number 0: its image id 9" in complaint(read_coco, write_json("captions.json", document), "val")
+
+
+@pytest.mark.parametrize("filename", ["../secret.png", "a/../../secret.png", "/etc/secret.png", "", "a\0.png"])
+def test_file_name_that_leads_out_of_the_image_folder_is_refused(write_json, filename):
+    karpathy = write_json("k.json", {"images": [image(filepath="", filename=filename)]})
+    assert "leads out of the image folder" in complaint(read_karpathy, karpathy)
+    official = write_json("captions.json", {"images": [{"id": 1, "file_name": filename}]})
+    assert "leads out of the image folder" in complaint(read_coco, official, "val")
+
+
+def test_folder_that_leads_out_of_the_image_folder_is_refused(write_json):
+    path = write_json("k.json", {"images": [image(filepath="..")]})
+    assert "leads out of the image folder" in complaint(read_karpathy, path)
