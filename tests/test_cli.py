@@ -119,6 +119,19 @@ def test_images_of_the_wrong_size_end_in_one_line(capsys: pytest.CaptureFixture[
     assert last == "distcap: the captioner sees images of 64 pixels, got 48; set --data.image_size=64"
 
 
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_an_untrained_captioner_is_not_evaluated(
+    capsys: pytest.CaptureFixture[str], workshop: Path, command: str
+) -> None:
+    capsys.readouterr()
+    args = ("--config", "demo/mle.yaml", "--data=scenes.yaml", "--run=new", "--trainer.callbacks=[]")
+    with contextlib.chdir(workshop), pytest.raises(SystemExit) as stop:
+        main([command, *args, "--trainer.enable_progress_bar=false"])
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"distcap: {command} needs a trained captioner; name its checkpoint, e.g. --ckpt_path last")
+
+
 def test_a_config_is_a_path_first_and_a_shipped_one_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shipped = configs_folder() / "mle.yaml"

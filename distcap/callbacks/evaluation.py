@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -13,6 +13,7 @@ from distcap.functional import ranks
 from distcap.metrics.ngram import ngram_scores
 from distcap.metrics.retrieval import RetrievalRecall
 from distcap.models import FrozenClip
+from distcap.types import UserError
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +27,31 @@ class Evaluation(Callback):
         clip: the CLIP of the reward.
         judge: another CLIP, which no reward has seen: the gap between the two tells hacking from describing.
         java: METEOR and SPICE at test time, where Java is installed.
+        missing_clip: what to do if a CLIP cannot be loaded: stop before training, or say so and measure no recall.
     """
 
-    def __init__(self, clip: FrozenClip, judge: FrozenClip | None = None, java: bool = True) -> None:
+    def __init__(
+        self,
+        clip: FrozenClip,
+        judge: FrozenClip | None = None,
+        java: bool = True,
+        missing_clip: Literal["raise", "skip"] = "raise",
+    ) -> None:
         self.clips = {"": clip, **({"judge_": judge} if judge else {})}
         self.java = java
+        self.missing_clip = missing_clip
         self._captions: dict[int, str] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Load the CLIPs now rather than find one missing after an epoch."""
+        for prefix, clip in list(self.clips.items()):
+            try:
+                clip.to(trainer.strategy.root_device)
+            except UserError as error:
+                if self.missing_clip == "raise":
+                    raise
+                del self.clips[prefix]
+                log.warning("%s: %srecall will not be measured", error, prefix)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._captions = {}
@@ -58,17 +78,15 @@ class Evaluation(Callback):
         files = {e.image_id: data.path(e) for e in data.entries(split) if e.image_id in captions}
         references = {image: row for image, row in data.references(split).items() if image in captions}
         scores: dict[str, float] = {}
-        similarity, images, found = torch.empty(0), torch.empty(0), {}
+        similarity = images = torch.zeros(len(captions), len(captions))  # nothing is known: all tie
         for prefix, clip in self.clips.items():
-            clip.to(stage.device)
             ids = torch.tensor(sorted(captions))
             images = clip.image_store(files, data.cache_dir)[ids.tolist()].to(stage.device)
             before = clip.truncated
             metric = RetrievalRecall()
             # The captions are gathered already, so that every process computes the same.
             metric.update(clip.embed_captions([captions[i] for i in ids.tolist()]), images, ids.to(stage.device))
-            found = {f"{prefix}{name}": float(value) for name, value in metric.compute().items()}
-            scores |= found
+            scores |= {f"{prefix}{name}": float(value) for name, value in metric.compute().items()}
             scores[f"{prefix}truncated"] = float(clip.truncated - before)
             similarity = metric.similarity()
         scores |= ngram_scores(captions, references, java=self.java and split == "test" and trainer.is_global_zero)
@@ -103,7 +121,7 @@ def caption_table(
     nearest = (images @ images.T).fill_diagonal_(-torch.inf).argmax(1).tolist()
     rows = []
     for row, image in enumerate(ids):
-        other = ids[nearest[row]] if len(ids) > 1 else None
+        other = ids[nearest[row]] if len(ids) > 1 and images.any() else None
         rows.append(
             {
                 "image_id": image,

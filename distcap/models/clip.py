@@ -29,7 +29,7 @@ class FrozenClip:
         batch_size: images or captions in one forward pass.
 
     Raises:
-        UserError: there is no such model, or its weights cannot be read.
+        UserError: at first use, if there is no such model or its weights cannot be read.
     """
 
     def __init__(
@@ -39,7 +39,22 @@ class FrozenClip:
         self.batch_size = batch_size
         self.truncated = 0
         """Captions cut at the context length so far: CLIP does so silently."""
-        self.net, self.preprocess, self.tokenizer = _load(_source(model), pretrained)
+        self.model, self.pretrained = model, pretrained
+
+    @property
+    def net(self) -> Any:
+        """The network; loaded when first asked for, so that naming a CLIP costs nothing."""
+        return _load(_source(self.model), self.pretrained)[0]
+
+    @property
+    def preprocess(self) -> Any:
+        """PIL image -> (3, H, W) as the network wants it."""
+        return _load(_source(self.model), self.pretrained)[1]
+
+    @property
+    def tokenizer(self) -> Any:
+        """Strings -> tokens."""
+        return _load(_source(self.model), self.pretrained)[2]
 
     @property
     def device(self) -> torch.device:

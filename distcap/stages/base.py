@@ -87,11 +87,21 @@ class CaptionerStage(Stage):
         self.decoder = decoder
 
     def setup(self, stage: str) -> None:
-        if stage != "fit" and not self.captioner.trained and self.trainer.ckpt_path is None:
-            raise UserError(
-                f"{stage} needs a trained captioner; name its checkpoint, e.g. --ckpt_path last for the run's own"
-            )
+        self._untrained = stage != "fit" and not self.captioner.trained
         self.captioner.prepare(self._truth())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._untrained = False
+
+    def on_validation_start(self) -> None:
+        if self._untrained:
+            raise UserError(
+                f"{self.trainer.state.fn.value} needs a trained captioner; name its checkpoint, "  # type: ignore[union-attr]
+                "e.g. --ckpt_path last for the run's own"
+            )
+
+    on_test_start = on_validation_start
+    on_predict_start = on_validation_start
 
     def _truth(self) -> Iterator[str]:
         """The training captions, read only if the captioner asks for them."""
