@@ -60,7 +60,9 @@ class DistcapCLI(LightningCLI):
         for one in logger if isinstance(logger, list) else [logger]:
             if not isinstance(one, bool) and one is not None:
                 one.init_args.save_dir = run_folder(config.run)
-                one.init_args.name = config.run if "Wandb" in one.class_path else ""
+                # A CSVLogger begins its file anew: only training writes to the run's own.
+                plain = "" if self.subcommand == "fit" else self.subcommand
+                one.init_args.name = config.run if "Wandb" in one.class_path else plain
         if self.subcommand != "fit" and config.ckpt_path == "last":
             config.ckpt_path = os.path.join(run_folder(config.run), "checkpoints", "last.ckpt")
         if (path := config.get("ckpt_path")) and path not in ("last", "best", "hpc") and not Path(path).is_file():

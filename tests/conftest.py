@@ -9,17 +9,13 @@ import lightning.pytorch  # noqa: F401 - its log goes to the stderr of its impor
 import pytest
 import tiny
 
-SCENES = """class_path: distcap.data.Scenes
-init_args: {root: %s, train: 24, val: 8, test: 8, batch_size: 8, image_size: 64, texts: %s}
-"""
-
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with scenes.yaml and web.yaml (data), and runs/demo/{clip,judge,mle,discriminator}."""
     folder = tmp_path_factory.mktemp("workshop")
     for name, texts in (("scenes", "annotators"), ("web", "web")):
-        (folder / f"{name}.yaml").write_text(SCENES % (folder / "data", texts))
+        (folder / f"{name}.yaml").write_text(tiny.SCENES % (folder / "data", texts))
     for seed, name in enumerate(("clip", "judge")):
         tiny.write_clip(folder / "runs" / "demo" / name, seed)
     for name in ("mle", "discriminator"):

@@ -20,6 +20,10 @@ CAPTIONS = [
     "a cat",
 ]
 
+SCENES = """class_path: distcap.data.Scenes
+init_args: {root: %s, train: 24, val: 8, test: 8, batch_size: 8, image_size: 64, texts: %s}
+"""
+
 CLIP_CONFIG: dict[str, Any] = {
     "model_cfg": {
         "embed_dim": 16,

@@ -1,5 +1,7 @@
 """What the stages of training share."""
 
+import os
+import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +65,13 @@ class Stage(LightningModule):
         if self.clip_gradient:
             for group in optimizer.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], self.clip_gradient)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Each step draws from a seed of its own, so that a run that was interrupted draws on as if it had not been."""
+        seed = os.environ.get("PL_GLOBAL_SEED", "0")
+        draw = random.Random(f"{seed} {self.current_epoch} {batch_idx} {self.global_rank}")
+        random.seed(draw.getrandbits(63))
+        torch.manual_seed(draw.getrandbits(63))
 
     def files(self, split: str) -> dict[int, Path]:
         """Image id -> file, of a split of the data module."""
