@@ -139,6 +139,7 @@ class VisionEncoderDecoder(Captioner):
         config = GenerationConfig(
             **self._tokens,
             max_new_tokens=sampler.max_tokens,
+            use_cache=True,
             do_sample=sampler.method == "multinomial",
             num_beams=sampler.beams if sampler.method == "beam" else 1,
             num_return_sequences=sampler.samples,

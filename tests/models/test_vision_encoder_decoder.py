@@ -67,8 +67,10 @@ def test_the_score_of_a_caption_is_the_log_probability_it_was_decoded_with(
     decode, logits = captioner.model.generate, []
 
     def spy(*args: Any, **kwargs: Any) -> Tensor:
-        assert kwargs["use_cache"]
-        output = decode(*args, **kwargs, output_logits=True, return_dict_in_generate=True)
+        config = kwargs["generation_config"]
+        assert config.use_cache
+        config.output_logits = config.return_dict_in_generate = True
+        output = decode(*args, **kwargs)
         logits.extend(output.logits)
         return output.sequences
 
