@@ -124,7 +124,7 @@ def pad(values: Tensor, columns: int, filling: float = 0.0) -> Tensor:
     return torch.cat([values, torch.full((len(values), columns), filling, dtype=values.dtype)], 1)
 
 
-def ragged(rows: int = 16, columns: int = 23) -> tuple[Tensor, Tensor]:
+def ragged(rows: int = 64, columns: int = 23) -> tuple[Tensor, Tensor]:
     """Random float32 log-probabilities, and a mask with lengths 1, 2, ... : long enough for sums to be vectorised."""
     logprobs = -torch.rand(rows, columns, generator=torch.Generator().manual_seed(0)) * 7
     lengths = torch.arange(rows) % columns + 1

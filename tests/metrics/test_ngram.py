@@ -152,8 +152,8 @@ def test_meteor_equals_pycocoevalcaps_and_takes_any_caption():
 
 @needs_spice
 def test_spice_compares_scene_graphs_and_takes_any_caption(tmp_path):
-    # Image 1: the caption says {dog, porch, brown dog, dog on porch}, the references {dog, porch, wooden porch, brown
-    # dog, ...}, seven in all; SPICE's parser finds two in common: F = 2 * 2 / (4 + 7). Image 2 says nothing and gets
+    # Image 1: the caption's tuples are dog, porch, dog-brown, dog-on-porch; of the references' seven (the parser takes
+    # "resting" for the brown thing) it shares dog and porch: F = 2 * 2 / (4 + 7). Image 2 says nothing and gets
     # nothing, image 3 repeats its reference and gets 1.
     captions = {1: "a brown dog on a porch", 2: "", 3: "a cat on a red sofa"}
     references = {1: ["a dog lies on a wooden porch", "brown dog resting"], 2: ["a cat"], 3: ["a cat on a red sofa"]}
