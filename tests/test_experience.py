@@ -1,7 +1,6 @@
 """The record of one RL step: it pays only for what is read, and the pool is that of all processes."""
 
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from distcap.experience import Experience
 from distcap.rewards import ClipSimilarity, Contrastive
+from distcap.stages import RL
 from distcap.types import Batch
 
 
@@ -156,8 +156,6 @@ class Meeting:
 
 
 def test_two_processes_give_the_rewards_of_one_with_the_whole_batch():
-    from distcap.stages import RL  # here, to spare the processes of the next test its imports
-
     meeting, found = Meeting(2), {}
 
     def work(rank: int) -> None:
@@ -180,22 +178,3 @@ def test_two_processes_give_the_rewards_of_one_with_the_whole_batch():
 def test_half_a_pool_gives_other_rewards():
     half = rewards_of(make_experience(make_batch(0, 2), **POOLED))
     assert not torch.allclose(half, rewards_of(make_experience(**POOLED))[:, :2])
-
-
-def _process(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-
-    def gather(values: Tensor) -> tuple[Tensor, int]:
-        parts = [torch.empty_like(values) for _ in range(2)]
-        torch.distributed.all_gather(parts, values.contiguous())
-        return torch.cat(parts), rank * len(values)
-
-    experience = make_experience(make_batch(2 * rank, 2 * rank + 2), gather=gather, **POOLED)
-    torch.save(rewards_of(experience), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_real_processes_read_the_pool_in_the_same_order_and_agree(tmp_path: Path):
-    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
-    found = torch.cat([torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)], 1)
-    torch.testing.assert_close(found, rewards_of(make_experience(**POOLED)))
