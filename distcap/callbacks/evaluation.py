@@ -84,8 +84,11 @@ class Evaluation(Callback):
             images = clip.image_store(files, data.cache_dir)[ids.tolist()].to(stage.device)
             before = clip.truncated
             metric = RetrievalRecall()
+            # Each distinct caption is embedded once: what should tie must not differ by a rounding error.
+            distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions.values()))}
+            embeddings = clip.embed_captions(list(distinct))[[distinct[captions[i]] for i in ids.tolist()]]
             # The captions are gathered already, so that every process computes the same.
-            metric.update(clip.embed_captions([captions[i] for i in ids.tolist()]), images, ids.to(stage.device))
+            metric.update(embeddings, images, ids.to(stage.device))
             scores |= {f"{prefix}{name}": float(value) for name, value in metric.compute().items()}
             scores[f"{prefix}truncated"] = float(clip.truncated - before)
             similarity = metric.similarity()

@@ -1,10 +1,11 @@
 """COCO captions, or any data set in one of COCO's formats."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data.distributed import DistributedSampler
 
@@ -13,6 +14,20 @@ from distcap.data.images import ImageDataset, ImageLoader, OnError, loader
 from distcap.types import UserError
 
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+class EpochSampler(DistributedSampler):
+    """Shuffles by seed and the trainer's epoch.
+
+    Lightning tells a sampler its epoch, too, but counts one too many when a run is resumed (2.6).
+    """
+
+    trainer: Trainer | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        if self.trainer is not None:
+            self.set_epoch(self.trainer.current_epoch)
+        return super().__iter__()
 
 
 class CocoCaptions(LightningDataModule):
@@ -121,9 +136,8 @@ class CocoCaptions(LightningDataModule):
             )
         # A DistributedSampler even for one process: Lightning tells it the epoch and leaves its seed alone. It draws
         # from seed + epoch, hence the factor: without it, seed 1 would replay seed 0 one epoch ahead.
-        sampler: DistributedSampler = DistributedSampler(
-            dataset, processes, rank, shuffle=True, seed=self.seed * 1_000_003, drop_last=True
-        )
+        sampler = EpochSampler(dataset, processes, rank, shuffle=True, seed=self.seed * 1_000_003, drop_last=True)
+        sampler.trainer = self.trainer
         return self._loader("train", self.batch_size, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> ImageLoader:

@@ -119,12 +119,12 @@ def test_an_image_is_seen_once_and_a_changed_one_again(
 @pytest.mark.parametrize("name", ["runs/nothing", "./nothing"])
 def test_a_missing_run_is_one_error_that_tells_how_to_train_it(name: str) -> None:
     with pytest.raises(UserError, match=r"no CLIP there .* train it with `distcap fit --config clip\.yaml`"):
-        FrozenClip(name).tau
+        FrozenClip(name).to("cpu")
 
 
 def test_an_unknown_model_name_is_one_error() -> None:
     with pytest.raises(UserError, match="no-such-model"):
-        FrozenClip("no-such-model").tau
+        FrozenClip("no-such-model").to("cpu")
 
 
 def test_an_image_that_is_none_is_one_error_that_names_it(clip: FrozenClip, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_weights_that_carry_code_are_refused_and_not_run(folder: Path, tmp_path:
     file = tmp_path / "run" / "clip" / "open_clip_pytorch_model.bin"
     torch.save({"state_dict": Trap(tmp_path / "sprung")}, file)
     with pytest.raises(UserError, match="cannot be loaded"):
-        FrozenClip(str(tmp_path / "run")).tau
+        FrozenClip(str(tmp_path / "run")).to("cpu")
     assert not (tmp_path / "sprung").exists()
     torch.load(file, weights_only=False)
     assert (tmp_path / "sprung").exists()  # it would have been
