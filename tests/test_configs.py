@@ -88,7 +88,7 @@ def test_the_config_trains_a_step(name: str, workshop: Path) -> None:
         assert set(json.loads((folder / "metrics.json").read_text())) == {"val", "test"}
 
 
-@pytest.mark.parametrize("name", PREDICT)
+@pytest.mark.parametrize("name", PREDICT or [pytest.param("none", marks=pytest.mark.skip("none predicts"))])
 def test_the_config_captions_a_folder_of_images(name: str, workshop: Path) -> None:
     photos = sorted((workshop / "data" / "images" / "test").glob("*.png"))
     tiny.run(

@@ -25,7 +25,7 @@ class EpochSampler(DistributedSampler):
     trainer: Trainer | None = None
 
     def __iter__(self) -> Iterator[int]:
-        if self.trainer is not None:
+        if self.trainer is not None and self.trainer.training:
             self.set_epoch(self.trainer.current_epoch)
         return super().__iter__()
 

@@ -135,7 +135,7 @@ def test_two_processes_share_the_batches_of_one(coco):
     alone = coco(batch_size=4)
     shares = [coco(batch_size=2) for _ in range(2)]
     for rank, data in enumerate(shares):
-        data.trainer = SimpleNamespace(world_size=2, global_rank=rank)
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank, training=False)
     left, right = (list(data.train_dataloader()) for data in shares)
     for whole, *halves in zip(alone.train_dataloader(), left, right, strict=True):
         assert sorted(whole.image_ids) == sorted(halves[0].image_ids + halves[1].image_ids)
