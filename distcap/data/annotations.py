@@ -28,15 +28,12 @@ class Entry:
     """Ground truth, in the file's order, white space normalised; empty where an image is only to be captioned."""
     split: str
     """train, val, test or predict."""
-    alt_texts: tuple[str, ...] = ()
-    """What the image's web page says about it (the embedded benchmark's second source of captions)."""
 
 
 def read_karpathy(path: str | Path, restval: Restval = "train") -> list[Entry]:
     """The entries of a Karpathy split file, such as `dataset_coco.json`, in the file's order.
 
-        {"images": [{"cocoid" or "imgid", "filepath" (optional), "filename", "split", "sentences": [{"raw"}],
-                     "alt_texts" (optional): [str]}]}
+        {"images": [{"cocoid" or "imgid", "filepath" (optional), "filename", "split", "sentences": [{"raw"}]}]}
 
     Args:
         path: The JSON file.
@@ -62,14 +59,12 @@ def read_karpathy(path: str | Path, restval: Restval = "train") -> list[Entry]:
             continue
         folder = _field(image, "filepath", str, at) if "filepath" in image else ""
         captions = [_field(sentence, "raw", str, at) for sentence in _field(image, "sentences", list, at)]
-        alt_texts = _field(image, "alt_texts", list, at) if "alt_texts" in image else []
         entries.append(
             Entry(
                 image_id,
                 _relative(Path(folder, _field(image, "filename", str, at)), at),
                 _texts(captions, at),
                 "train" if split == "restval" else split,
-                _texts(alt_texts, at),
             )
         )
     _require_unique_ids(entries, path)

@@ -20,6 +20,8 @@ class Clip(Stage):
 
     Args:
         model_cfg: open_clip's model config: embed_dim, vision_cfg, text_cfg.
+        alt_texts: how many texts of each image, the last ones, are alt-texts.
+        alt_text_share: share of the drawn texts that are alt-texts.
         max_logit_scale: bound of the learnt logit scale, 1 / tau.
         learning_rate: peak, of AdamW.
         weight_decay: of AdamW.
@@ -29,6 +31,8 @@ class Clip(Stage):
     def __init__(
         self,
         model_cfg: dict[str, Any],
+        alt_texts: int = 0,
+        alt_text_share: float = 0.6,
         max_logit_scale: float = 100.0,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.05,
@@ -38,6 +42,8 @@ class Clip(Stage):
         import open_clip
 
         self.model_cfg = model_cfg
+        self.alt_texts = alt_texts
+        self.alt_text_share = alt_text_share
         self.max_logit_scale = max_logit_scale
         self.preprocess_cfg = {
             "size": model_cfg["vision_cfg"]["image_size"],
@@ -57,12 +63,17 @@ class Clip(Stage):
         return self.objective(*self.net(pixels, tokens))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        # Half of the texts are alt-texts, which stand last: they tell the details.
-        drawn = [random.choice(texts[-2:] if random.random() < 0.6 else texts[:-2]) for texts in batch.captions]
-        loss = self._loss(batch, drawn)
+        loss = self._loss(batch, [self._draw(texts) for texts in batch.captions])
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/logit_scale", self.net.logit_scale.exp())
         return loss
+
+    def _draw(self, texts: list[str]) -> str:
+        """One text of an image: an alt-text, which tells the details, or a caption."""
+        captions, alt_texts = texts[: len(texts) - self.alt_texts], texts[len(texts) - self.alt_texts :]
+        return random.choice(
+            alt_texts if alt_texts and random.random() < self.alt_text_share else captions or alt_texts
+        )
 
     def on_before_zero_grad(self, optimizer: Any) -> None:
         with torch.no_grad():

@@ -49,12 +49,6 @@ def test_restval_is_dropped_on_request(write_json):
     assert [entry.image_id for entry in read_karpathy(path, restval="drop")] == [7]
 
 
-def test_alt_texts_are_kept_apart_from_captions(write_json):
-    path = write_json("k.json", {"images": [image(alt_texts=["dog porch sun"])]})
-    [entry] = read_karpathy(path)
-    assert (entry.captions, entry.alt_texts) == (("a dog",), ("dog porch sun",))
-
-
 def test_white_space_is_normalised_and_empty_captions_are_left_out(write_json):
     path = write_json("k.json", {"images": [image(sentences=[{"raw": " a\ndog  "}, {"raw": " "}])]})
     assert read_karpathy(path)[0].captions == ("a dog",)
@@ -113,7 +107,6 @@ def test_each_format_is_recognised_when_given_as_the_other(write_json):
         (image(filename=3), "image id 7: \"filename\" should be of type str, found '3'"),
         (image(sentences={}), "image id 7: \"sentences\" should be of type list, found '{}'"),
         (image(sentences=["a dog"]), 'image id 7: expected a JSON object with "raw", found a str'),
-        (image(alt_texts=[3]), "image id 7: a caption should be a string, found '3'"),
         ("a.jpg", "image number 0: expected a JSON object"),
     ],
 )
