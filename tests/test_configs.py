@@ -14,7 +14,6 @@ ROOT = configs_folder()
 FULL = sorted(
     str(file.relative_to(ROOT)) for file in ROOT.rglob("*.yaml") if "model" in (yaml.safe_load(file.read_text()) or {})
 )
-PREDICT = [name for name in FULL if "distcap predict" in (ROOT / name).read_text()]
 TINY_CLIP = tiny.CLIP_CONFIG["model_cfg"] | {
     "vision_cfg": tiny.CLIP_CONFIG["model_cfg"]["vision_cfg"] | {"image_size": 64}
 }
@@ -70,7 +69,7 @@ def test_there_is_a_config_for_every_stage() -> None:
     assert {f"demo/{name}.yaml" for name in ("clip", "mle", "discriminator", "clip_only", "distcap")} <= set(FULL)
 
 
-@pytest.mark.parametrize("name", [name for name in FULL if name not in PREDICT])
+@pytest.mark.parametrize("name", FULL)
 def test_the_config_trains_a_step(name: str, workshop: Path) -> None:
     config = load(ROOT / name)
     cli = tiny.run(
@@ -88,23 +87,9 @@ def test_the_config_trains_a_step(name: str, workshop: Path) -> None:
         assert set(json.loads((folder / "metrics.json").read_text())) == {"val", "test"}
 
 
-@pytest.mark.parametrize("name", PREDICT or [pytest.param("none", marks=pytest.mark.skip("none predicts"))])
-def test_the_config_captions_a_folder_of_images(name: str, workshop: Path) -> None:
-    photos = sorted((workshop / "data" / "images" / "test").glob("*.png"))
-    tiny.run(
-        workshop,
-        *("predict", "--config", name, "--run=configs/predict", "--trainer.accelerator=cpu"),
-        *(f"--data.folder={photos[0].parent}", "--data.image_size=64", "--data.num_workers=0"),
-        "--model.captioner.init_from=runs/demo/mle",
-    )
-    rows = json.loads((workshop / "runs" / "configs" / "predict" / "predictions.json").read_text())
-    assert [row["file"] for row in rows] == [str(photo) for photo in photos]
-
-
 @pytest.mark.parametrize("name", [str(file.relative_to(ROOT)) for file in sorted(ROOT.rglob("*.yaml"))])
 def test_the_head_of_a_config_says_what_it_is_and_a_full_one_how_to_run_it(name: str) -> None:
     lines = (ROOT / name).read_text().splitlines()
     assert lines[0].startswith("# ")
     if name in FULL:
-        command = "predict" if name in PREDICT else "fit"
-        assert any(line.startswith(f"#   distcap {command} --config {name}") for line in lines)
+        assert any(line.startswith(f"#   distcap fit --config {name}") for line in lines)
