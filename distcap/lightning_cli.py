@@ -1,5 +1,6 @@
 """LightningCLI with a folder for each run, and errors in one line."""
 
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -91,6 +92,10 @@ def run(args: Sequence[str]) -> DistcapCLI:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
     defaults = str(configs_folder() / "defaults.yaml")
     return DistcapCLI(
         LightningModule,
