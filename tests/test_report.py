@@ -11,7 +11,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from distcap.report import COLUMNS, Run, _overlap, _places, cells, extremes, load_runs, report, table
+from distcap.report.page import extremes, report
+from distcap.report.plots import _overlap, _places
+from distcap.report.runs import Run, load_runs
+from distcap.report.tables import COLUMNS, cells, table
 from distcap.types import UserError
 
 METRICS = {

@@ -1,0 +1,125 @@
+"""The runs of a folder: what evaluation, and a CSV logger, left of each."""
+
+import csv
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distcap.types import UserError
+
+BASELINE, OURS = "mle", "distcap"
+# The three systems of the demo tell one story: before, the disease, the cure. Other runs follow in order of time.
+COLORS = {BASELINE: "#6b7a90", "clip_only": "#d9622b", OURS: "#12897b"}
+MORE_COLORS = ("#8a63d2", "#2f7fc9", "#c2477f", "#8a7a1f", "#a0522d")
+# Matplotlib needs a colour where the page wants "whatever the text's colour is, in light and in dark".
+INK = "#012345"
+CURVES = {
+    "reward/total": ("Reward", "Should rise, then level off. Scales differ from run to run: compare shapes."),
+    "policy/length": ("Length", "Should stay near the human captions'. A steady climb is padding for the reward."),
+    "policy/entropy": ("Entropy", "May sink slowly. A plunge to zero means every image gets the same few words."),
+}
+
+
+@dataclass
+class Run:
+    """What evaluation, and a CSV logger, left in the folder of one run."""
+
+    name: str
+    color: str = INK
+    metrics: dict[str, float] = field(default_factory=dict)
+    """of the split that the report shows"""
+    captions: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """image id -> row of the caption table"""
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """log key -> (step, value) pairs"""
+
+    def value(self, key: str) -> float | None:
+        """The metric, or None where it wasn't measured or isn't a finite number."""
+        value = self.metrics.get(key)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def load_runs(folder: Path) -> tuple[list[Run], str]:
+    """The evaluated runs of a folder, in the order of the report, and the split they are compared on."""
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}. Pass the folder that holds the runs, or make one: `make demo`.")
+    if (folder / "metrics.json").exists():
+        raise UserError(f"{folder} is a single run. Pass the folder that holds it: `distcap report {folder.parent}`.")
+    found = sorted(path for path in folder.iterdir() if path.is_dir())
+    evaluated = [path for path in found if (path / "metrics.json").exists()]
+    if not evaluated:
+        names = ", ".join(path.name for path in found) or "no folder at all"
+        raise UserError(
+            f"{folder} holds no run with a metrics.json; found {names}. Train and evaluate one with "
+            "`distcap fit --config demo/mle.yaml`, or all of the demo's with `make demo`."
+        )
+    known = list(COLORS)
+    evaluated.sort(key=lambda path: (path / "metrics.json").stat().st_mtime)
+    evaluated.sort(key=lambda path: known.index(path.name) if path.name in known else len(known))
+    metrics = {path: _read_metrics(path / "metrics.json") for path in evaluated}
+    split = "test" if any("test" in splits for splits in metrics.values()) else "val"
+    strangers = [path.name for path in evaluated if path.name not in known]
+    colors = COLORS | {name: MORE_COLORS[i % len(MORE_COLORS)] for i, name in enumerate(strangers)}
+    runs = [
+        Run(
+            name=path.name,
+            color=colors[path.name],
+            metrics=splits.get(split, {}),
+            captions=_read_captions(path / f"captions_{split}.json"),
+            curves=_read_curves(path / "metrics.csv"),
+        )
+        for path, splits in metrics.items()
+    ]
+    return runs, split
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as JSON ({error}). Evaluate the run again, or move it away.") from error
+
+
+def _read_metrics(path: Path) -> dict[str, dict[str, float]]:
+    metrics = _read_json(path)
+    if not isinstance(metrics, dict) or not all(isinstance(split, dict) for split in metrics.values()):
+        raise UserError(f"{path} should map each split to its metrics, as in {{'test': {{'cider': 1.2}}}}.")
+    return metrics
+
+
+def _read_captions(path: Path) -> dict[int, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    rows = _read_json(path)
+    if not isinstance(rows, list):
+        raise UserError(f"{path} should be a list with one row an image; found {rows!r:.80}.")
+    keys = {"image_id", "file", "caption", "rank", "ground_truth", "lookalike"}
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not keys <= row.keys():
+            raise UserError(f"{path}: row {number} should have the keys {', '.join(sorted(keys))}; found {row!r:.120}.")
+    return {row["image_id"]: row for row in rows}
+
+
+def _read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+    if not path.exists():
+        return {}
+    curves: dict[str, list[tuple[float, float]]] = {key: [] for key in CURVES}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                for key, curve in curves.items():
+                    # The logger leaves a cell empty where a step did not log that key.
+                    if row.get(key) and math.isfinite(value := float(row[key])):
+                        curve.append((float(row["step"]), value))
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise UserError(f"{path} can't be read as a CSV log with a step column ({error}). Move it away.") from error
+    return {key: _thinned(curve) for key, curve in curves.items() if len(curve) > 1}
+
+
+def _thinned(curve: list[tuple[float, float]], points: int = 60) -> list[tuple[float, float]]:
+    """Means of neighbours: a long run's curve stays light, and its trend is seen through the noise."""
+    size = math.ceil(len(curve) / points)
+    chunks = [curve[start : start + size] for start in range(0, len(curve), size)]
+    return [(sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
