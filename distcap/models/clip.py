@@ -81,8 +81,9 @@ class FrozenClip:
     @torch.no_grad()
     def embed_images(self, files: Sequence[Path]) -> Tensor:
         """F files -> (F, D) normalised embeddings."""
+        preprocess = self.preprocess  # loads the model, which is not for many threads to do at once
         with ThreadPoolExecutor() as pool:
-            pixels = torch.stack(list(pool.map(self._open, files)))
+            pixels = torch.stack(list(pool.map(lambda file: _open(file, preprocess), files)))
         return self.net.encode_image(pixels.to(self.device), normalize=True).float()
 
     @torch.no_grad()
@@ -114,17 +115,6 @@ class FrozenClip:
             title="CLIP reads the ground truth",
         )
 
-    def _open(self, path: Path) -> Tensor:
-        from PIL import Image
-
-        try:
-            with Image.open(path) as image:
-                return self.preprocess(image.convert("RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(
-                f"{path}: not a readable image ({error}); mend it or take it out of the data set"
-            ) from error
-
     def _tokenize(self, captions: Sequence[str]) -> Tensor:
         """One column more than the context tells which captions are too long for it."""
         length = self.net.context_length
@@ -134,6 +124,16 @@ class FrozenClip:
         self.truncated += int(too_long.sum())
         tokens[too_long, length - 1] = tokens[too_long, length]
         return tokens[:, :length]
+
+
+def _open(path: Path, preprocess: Any) -> Tensor:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return preprocess(image.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable image ({error}); mend it or take it out of the data set") from error
 
 
 def _source(model: str) -> str:
@@ -151,9 +151,10 @@ def _source(model: str) -> str:
 def _load(source: str, pretrained: str) -> tuple[Any, Any, Any]:
     import open_clip
 
+    tag = None if source.startswith("local-dir:") else pretrained
     try:
         with contextlib.redirect_stdout(None):
-            net, preprocess = open_clip.create_model_from_pretrained(source, pretrained=pretrained, weights_only=True)
+            net, preprocess = open_clip.create_model_from_pretrained(source, pretrained=tag, weights_only=True)
             tokenizer = open_clip.get_tokenizer(source)
     except (RuntimeError, ValueError, OSError, UnpicklingError) as error:
         line = str(error).splitlines()[0][:300]

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import open_clip
 import pytest
@@ -42,6 +43,18 @@ def test_images_are_seen_as_open_clip_sees_them(clip: FrozenClip, folder: Path, 
     with torch.no_grad():
         expected = net.eval().encode_image(torch.stack([preprocess(Image.open(file)) for file in pictures]))
     torch.testing.assert_close(clip.embed_images(pictures), torch.nn.functional.normalize(expected, dim=-1))
+
+
+def test_a_model_is_loaded_once_and_quietly_however_many_images_ask_for_it(
+    folder: Path, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(folder, tmp_path / "fresh")  # a path that was not loaded before
+    with patch.object(open_clip, "create_model_from_pretrained", wraps=open_clip.create_model_from_pretrained) as load:
+        FrozenClip(str(tmp_path / "fresh")).embed_images(pictures * 10)
+    assert load.call_count == 1
+    print("still here")
+    assert capsys.readouterr().out == "still here\n"
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == []
 
 
 def test_captions_are_read_as_open_clip_reads_them(clip: FrozenClip, folder: Path) -> None:
