@@ -103,7 +103,7 @@ class Experience:
         self._image_embeddings = image_embeddings
         self._caption_store = caption_store
         self._ground_truth_per_image = ground_truth_per_image
-        self._gather = gather
+        self.gather = gather
         self._embeddings: dict[Rollout, Tensor] = {}
         self._rewards: dict[Rollout, dict[str, Tensor]] = {}
         self._pools: dict[tuple[Source, ...], Pool] = {}
@@ -180,10 +180,10 @@ class Experience:
             offsets: dict[Source, int] = {}
             parts: list[Tensor] = []
             for source in sources:
-                part, offset = self._gather(self.caption_embeddings(getattr(self, source)))
+                part, offset = self.gather(self.caption_embeddings(getattr(self, source)))
                 offsets[source] = sum(map(len, parts)) + offset
                 parts.append(part)
-            images, image_offset = self._gather(self.image_embeddings)
+            images, image_offset = self.gather(self.image_embeddings)
             self._pools[sources] = Pool(torch.cat(parts), images, offsets, image_offset)
         return self._pools[sources]
 

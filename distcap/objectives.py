@@ -47,6 +47,8 @@ class TeacherForcing(Term):
 class WeightedTeacherForcing(Term):
     """The same loss with human captions as trajectories: teacher forcing weighted by how well each describes its image.
 
+    "The batch" of a weighting is that of all processes.
+
     Args:
         weight: share in the objective.
         weighting: of the captions' total reward; see `distcap.functional.weights`. Raw rewards may be negative, and
@@ -60,9 +62,9 @@ class WeightedTeacherForcing(Term):
 
     def forward(self, experience: Experience, advantages: Tensor) -> Tensor:
         truth = experience.ground_truth
-        return reinforce(
-            truth.logprobs, truth.mask, weights(experience.ground_truth_reward, self.weighting), self.reduction
-        )
+        rewards, first = experience.gather(experience.ground_truth_reward)
+        own = weights(rewards, self.weighting)[first : first + len(truth)]
+        return reinforce(truth.logprobs, truth.mask, own, self.reduction)
 
 
 class KLToReference(Term):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import GREEDY, SAMPLED, FakeCaptioner, make_batch, make_experience
+from torch import Tensor
 
 from distcap.baselines import Zero
 from distcap.experience import Experience
@@ -53,6 +54,16 @@ def test_the_policy_gradient_raises_what_is_better_than_the_baseline_and_lowers_
     mask = experience.sampled.mask
     assert (step[mask].sign() == ADVANTAGES.sign()[:, None].expand_as(mask)[mask]).all()
     assert (step[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("weighting", ["raw", "minmax", "softmax", "clamp"])
+def test_two_processes_weigh_human_captions_as_one_with_the_whole_batch_does(weighting: Any):
+    def loss(start: int, stop: int) -> Tensor:
+        experience = make_experience(make_batch(start, stop), gather=lambda values: (torch.tensor(TRUTH_REWARD), start))
+        experience.__dict__["ground_truth_reward"] = torch.tensor(TRUTH_REWARD[start:stop])
+        return WeightedTeacherForcing(weighting=weighting)(experience, ADVANTAGES)
+
+    torch.testing.assert_close((loss(0, 2) + loss(2, 4)) / 2, loss(0, 4))
 
 
 def test_raw_weights_unlearn_a_human_caption_that_loses_and_minmax_does_not():
