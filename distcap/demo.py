@@ -1,12 +1,11 @@
 """The whole method on the embedded benchmark, one shipped config after the other."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from distcap import lightning_cli
 from distcap.cli import configs_folder, find_configs
 from distcap.types import UserError
 
@@ -52,7 +51,15 @@ def run_demo(run: str, seed: int, size: float) -> None:
             print(f"{title} - done before")
             continue
         print(f"\n{title}", flush=True)
-        _fit(run, name, f"{configs}/{config}.yaml", seed + JUDGE * (name == "judge"), data, size, seconds)
+        begin = time.perf_counter()
+        arguments = ["--seed_everything", str(seed + JUDGE * (name == "judge"))]
+        arguments += [f"--data.root={data}", f"--data.seed={seed}"]
+        try:
+            _fit(f"{run}/{name}", f"{configs}/{config}.yaml", arguments, size)
+        except BaseException:  # Ctrl-C, too
+            print(f"\nStopped in step {name}; the same command goes on from here.", file=sys.stderr)
+            raise
+        seconds[name] = time.perf_counter() - begin
     _report(folder, seconds)
 
 
@@ -68,24 +75,18 @@ class _Seconds(dict[str, float]):
         self.file.write_text(json.dumps(self))
 
 
-def _fit(run: str, name: str, config: str, seed: int, data: Path, size: float, seconds: _Seconds) -> None:
-    """One `distcap fit`, in a process of its own, as the user would run it."""
-    command = ["fit", "--config", config, "--run", f"{run}/{name}", "--seed_everything", str(seed)]
-    command += [f"--data.root={data}", f"--data.seed={seed % JUDGE}"]
+def _fit(run: str, config: str, arguments: list[str], size: float) -> None:
+    """One `distcap fit`, as the user would run it."""
+    command = ["fit", "--config", config, "--run", run, *arguments]
     if size != 1:
         import yaml
 
         steps = yaml.safe_load(Path(find_configs(command)[2]).read_text())["trainer"]["max_steps"]
         command.append(f"--trainer.max_steps={max(1, round(size * steps))}")
-    if (last := Path("runs") / run / name / "checkpoints" / "last.ckpt").exists():
+    if (last := Path("runs") / run / "checkpoints" / "last.ckpt").exists():
         command += ["--ckpt_path", str(last)]
     print("  distcap", *command, flush=True)
-    begin = time.perf_counter()
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-    code = subprocess.run([sys.executable, "-m", "distcap.cli", *command], env=environment, check=False).returncode
-    if code:
-        raise UserError(f"step {name} ended with code {code}; see above. The same command goes on from here")
-    seconds[name] = time.perf_counter() - begin
+    lightning_cli.run(find_configs(command))
 
 
 def _configs(run: str) -> str:
