@@ -1,0 +1,66 @@
+"""The optimizer that all stages share."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from distcap.stages.base import Stage
+
+
+class Slope(Stage):
+    """Two parameters, two groups."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(learning_rate=1.0, **kwargs)
+        self.slow, self.fast = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": [self.slow]}, {"params": [self.fast], "lr": 10.0}]
+
+
+def configured(stage: Stage, precision: str = "32-true") -> dict[str, Any]:
+    stage._trainer = SimpleNamespace(precision=precision, estimated_stepping_batches=10)
+    return stage.configure_optimizers()
+
+
+def test_each_group_is_clipped_by_its_own_norm() -> None:
+    """The fast one's gradient has length 5, the slow one's 0.5; neither sees the other's."""
+    stage = Slope(clip_gradient=1.0)
+    optimizer = configured(stage)["optimizer"]
+    stage.slow.grad, stage.fast.grad = torch.tensor([0.3, 0.4]), torch.tensor([3.0, 4.0])
+    stage.configure_gradient_clipping(optimizer)
+    torch.testing.assert_close(stage.slow.grad, torch.tensor([0.3, 0.4]))
+    torch.testing.assert_close(stage.fast.grad, torch.tensor([0.6, 0.8]))
+
+
+def test_without_a_bound_no_gradient_is_clipped() -> None:
+    stage = Slope(clip_gradient=0.0)
+    stage.slow.grad = stage.fast.grad = torch.tensor([30.0, 40.0])
+    stage.configure_gradient_clipping(configured(stage)["optimizer"])
+    assert stage.fast.grad.tolist() == [30.0, 40.0]
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)])
+def test_float16_gradients_are_unscaled_before_they_are_clipped(precision: str, fused: bool) -> None:
+    """Lightning leaves the unscaling to a fused optimizer, which does it after the clipping."""
+    (default,) = {group["fused"] for group in configured(Slope(), precision)["optimizer"].param_groups}
+    assert default is fused
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last"), [("constant", 1.0), ("linear", 0.0), ("cosine", 0.0)], ids=["constant", "linear", "cosine"]
+)
+def test_the_learning_rate_warms_up_and_then_follows_its_schedule(schedule: Any, last: float) -> None:
+    made = configured(Slope(warmup_steps=4, schedule=schedule))
+    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(11):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    assert rates[10] == pytest.approx(last, abs=1e-6)
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(10 * optimizer.param_groups[0]["lr"])
