@@ -165,7 +165,7 @@ class VisionEncoderDecoder(Captioner):
         length, width = int(mask.any(0).sum()), tokens.shape[1]
         tokens, mask = tokens[:, :length], mask[:, :length]
         inputs = torch.cat([tokens.new_full((len(tokens), 1), self.start), tokens[:, :-1]], 1)
-        states = memory[image_index]
+        states = memory.index_select(0, image_index)
         if projection := getattr(self.model, "enc_to_dec_proj", None):
             states = projection(states)
         logits = self.model.decoder(input_ids=inputs, encoder_hidden_states=states, use_cache=False).logits
