@@ -13,9 +13,10 @@ help:  ## this list
 
 install: $(STAMP)  ## create .venv with the tested versions
 
+# Not compiled, for most of these packages' files are never imported; those that are, are compiled then.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -e '.[dev]' -c constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## paint the embedded benchmark, train, evaluate, report; another: make demo SEED=1 RUN=demo-1

@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> Any:
     except UserError as error:
         print(f"distcap: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("distcap: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def configs_folder() -> Path:

@@ -48,6 +48,16 @@ def test_a_mistake_ends_in_one_line_and_exit_code_2_in_a_shell_too(tmp_path: Pat
     assert done.stderr.startswith("distcap: nothing.yaml: no such config")
 
 
+def test_an_interruption_ends_in_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def work() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "configs", work)
+    with pytest.raises(SystemExit) as stop:
+        main(["configs"])
+    assert (stop.value.code, capsys.readouterr().err) == (130, "distcap: interrupted\n")
+
+
 def test_an_unknown_command_is_told_the_known_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     line = fails(capsys, tmp_path, "train")
     assert "unknown command 'train'" in line
