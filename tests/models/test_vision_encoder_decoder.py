@@ -11,7 +11,7 @@ from tiny import CAPTIONS, make_captioner
 from torch import Tensor
 
 from distcap.baselines import Greedy
-from distcap.experience import Experience
+from distcap.experience import Experience, alone
 from distcap.models import Sampler, VisionEncoderDecoder
 from distcap.objectives import PolicyGradient, WeightedTeacherForcing
 from distcap.rewards import Reward
@@ -182,6 +182,7 @@ def rl_stage(captioner: VisionEncoderDecoder) -> RL:
         decoder=GREEDY,
     )
     stage._reference = [make_captioner()]
+    stage._gather = alone  # there is no trainer to ask for the number of processes
     return stage
 
 
