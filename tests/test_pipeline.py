@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -231,7 +233,12 @@ def test_a_run_interrupted_between_epochs_and_resumed_ends_as_one_that_was_not(f
         assert torch.equal(resumed[key], value), key
 
 
-def test_weights_and_biases_writes_a_run_offline(folder: Path) -> None:
+def test_weights_and_biases_writes_a_run_offline(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def apart(folder: Path, *args: str) -> None:
+        """In a process of its own: wandb goes on with a run that another test of this process began."""
+        subprocess.run([sys.executable, "-m", "distcap.cli", *args], cwd=folder, check=True, capture_output=True)
+
+    monkeypatch.setattr(tiny, "run", apart)
     wandb = (
         '--trainer.logger={"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "distcap"}}'
     )

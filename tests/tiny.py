@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +100,4 @@ def run(folder: Path, *args: str) -> Any:
     """The command line in a folder, without decoration."""
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     with contextlib.chdir(folder):
-        try:
-            return main([*args, *(quiet if args[0] in ("fit", "validate", "test", "predict") else [])])
-        finally:
-            if wandb := sys.modules.get("wandb"):
-                wandb.finish()  # or the next command of this process would go on with its run
+        return main([*args, *(quiet if args[0] in ("fit", "validate", "test", "predict") else [])])
