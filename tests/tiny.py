@@ -42,6 +42,15 @@ ENCODER = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
 }
+CONVOLUTIONAL = {
+    "model_type": "resnet",
+    "image_size": 32,
+    "hidden_size": 16,
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16],
+    "depths": [1, 1],
+    "layer_type": "basic",
+}
 DECODER = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
 
 
@@ -58,13 +67,15 @@ def write_clip(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_captioner(dropout: float = 0.0, seed: int = 0, **kwargs: Any) -> VisionEncoderDecoder:
+def make_captioner(
+    dropout: float = 0.0, seed: int = 0, encoder: dict[str, Any] = ENCODER, **kwargs: Any
+) -> VisionEncoderDecoder:
     """An untrained captioner of 32-pixel images that knows the words of CAPTIONS, in eval mode.
 
     Its weights are spread, so that it has strong opinions for tests to compare.
     """
     torch.manual_seed(seed)
-    encoder = {**ENCODER, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    encoder = {**encoder, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     decoder = {**DECODER, "resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
     captioner = VisionEncoderDecoder(None, encoder, decoder, **kwargs)
     captioner.prepare(CAPTIONS)

@@ -20,7 +20,9 @@ class VisionEncoderDecoder(Captioner):
     Args:
         init_from: a name on the Hugging Face hub, a folder in that format, or a run folder of the mle or rl stage. None
             builds an untrained model of `encoder` and `decoder`, with a vocabulary of the training captions.
-        encoder: for an untrained model, its Hugging Face config, e.g. {model_type: vit, image_size: 64, ...}.
+        encoder: for an untrained model, its Hugging Face config, e.g. {model_type: vit, image_size: 64, ...}. With a
+            convolutional one, as {model_type: resnet, image_size: 64, ...}, Hugging Face's own generate() must be given
+            the memory, for it flattens no feature map.
         decoder: likewise, e.g. {model_type: gpt2, n_embd: 128, ...}.
         max_tokens: ground-truth captions are cut after so many tokens, end token included.
         freeze_encoder: train the language model alone.
@@ -77,6 +79,13 @@ class VisionEncoderDecoder(Captioner):
         self.processor = ViTImageProcessor(size={"height": side, "width": side})
         self._adopt(VisionEncoderDecoderModel(config))
 
+    def train(self, mode: bool = True) -> "VisionEncoderDecoder":
+        """A frozen encoder stays in eval mode: neither dropout nor running averages."""
+        super().train(mode)
+        if self.model is not None and self.freeze_encoder:
+            self.model.encoder.eval()
+        return self
+
     def _load(self, source: str) -> None:
         from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
 
@@ -129,7 +138,8 @@ class VisionEncoderDecoder(Captioner):
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             memory = self.model.encoder(pixel_values=(images - self.mean) / self.std).last_hidden_state
-        return memory
+        # A convolutional encoder gives (B, E, H, W).
+        return memory.flatten(2).transpose(1, 2).contiguous() if memory.ndim == 4 else memory
 
     @torch.no_grad()
     def generate(self, memory: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor, Tensor]:

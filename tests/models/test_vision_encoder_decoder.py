@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CAPTIONS, make_captioner
+from tiny import CAPTIONS, CONVOLUTIONAL, ENCODER, make_captioner
 from torch import Tensor
 
 from distcap.baselines import Greedy
@@ -39,9 +39,11 @@ def gpt2_like(folder: Path) -> VisionEncoderDecoder:
     return VisionEncoderDecoder(str(folder)).eval()
 
 
-@pytest.fixture(params=["own pad token", "pad is end"])
+@pytest.fixture(params=["own pad token", "pad is end", "convolutional"])
 def captioner(request: pytest.FixtureRequest, tmp_path: Path) -> VisionEncoderDecoder:
-    return make_captioner() if request.param == "own pad token" else gpt2_like(tmp_path)
+    if request.param == "pad is end":
+        return gpt2_like(tmp_path)
+    return make_captioner(encoder=CONVOLUTIONAL if request.param == "convolutional" else ENCODER)
 
 
 @pytest.fixture
@@ -100,6 +102,15 @@ def test_each_token_is_scored_after_the_ones_before_it_and_the_start_token(
         expected.append(output.logits[0, -1].log_softmax(-1)[token])
     found = captioner.score(memory, tokens, mask, torch.tensor([0]))
     torch.testing.assert_close(found[0], torch.stack(expected), atol=1e-4, rtol=0)
+
+
+def test_a_convolutional_encoder_remembers_one_vector_for_each_place(images: Tensor) -> None:
+    captioner = make_captioner(encoder=CONVOLUTIONAL)
+    grid = captioner.model.encoder(pixel_values=(images - captioner.mean) / captioner.std).last_hidden_state
+    assert grid.shape == (4, 16, 4, 4)
+    memory = captioner.encode(images)
+    assert torch.equal(memory[2, 4 * 3 + 1], grid[2, :, 3, 1])
+    assert memory.shape == (4, 16, 16)
 
 
 def test_appended_pad_columns_change_no_score_to_the_bit(captioner: VisionEncoderDecoder, images: Tensor) -> None:
@@ -244,6 +255,16 @@ def test_a_frozen_encoder_gets_no_gradient(batch: Batch) -> None:
     stage = rl_stage(make_captioner(freeze_encoder=True))
     stage.training_step(batch, 1).backward()
     assert all(p.grad is None for p in stage.captioner.model.encoder.parameters())
+
+
+def test_a_frozen_encoder_does_not_move_in_training(images: Tensor) -> None:
+    """Batch normalisation would follow the images, gradient or none."""
+    captioner = make_captioner(encoder=CONVOLUTIONAL, freeze_encoder=True).train()
+    before = {name: value.clone() for name, value in captioner.model.encoder.state_dict().items()}
+    captioner.encode(images)
+    after = captioner.model.encoder.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert captioner.model.decoder.training
 
 
 def test_captions_survive_tokens_and_back(captioner: VisionEncoderDecoder) -> None:
