@@ -72,9 +72,9 @@ def test_the_rule_sees_upward_and_sideways_imports():
 
 
 @pytest.mark.parametrize("file", MODULES, ids=str)
-def test_every_module_can_be_imported(file: Path):
+def test_every_module_can_be_imported_and_says_what_it_holds(file: Path):
     parts = file.with_suffix("").parts
-    import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    assert import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts)).__doc__
 
 
 HEAVY = {"torch", "lightning", "transformers", "open_clip", "wandb", "pycocoevalcap", "matplotlib", "nltk"}
