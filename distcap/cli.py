@@ -84,6 +84,8 @@ def find_configs(args: Sequence[str]) -> list[str]:
 
 
 def _stage(args: list[str]) -> Any:
+    if len(args) == 1:
+        raise UserError(f"{args[0]} needs a config, e.g. --config demo/mle.yaml; `distcap configs` lists them")
     found = find_configs(args)  # before the imports, which take their time
     from distcap.lightning_cli import run
 

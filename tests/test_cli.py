@@ -72,8 +72,12 @@ def test_an_unknown_option_or_value_is_named(capsys: pytest.CaptureFixture[str],
     assert name in fails(capsys, workshop, "fit", "--config", "demo/mle.yaml", option)
 
 
+def test_a_stage_without_arguments_is_told_of_a_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "test needs a config, e.g. --config demo/mle.yaml" in fails(capsys, tmp_path, "test")
+
+
 def test_fit_without_a_config_says_what_it_lacks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "model" in fails(capsys, tmp_path, "fit")
+    assert "model" in fails(capsys, tmp_path, "fit", "--run=x")
 
 
 @pytest.mark.parametrize("args", [("--config", "nothing.yaml"), ("--config=nothing.yaml",), ("-c", "nothing.yaml")])

@@ -101,6 +101,13 @@ def test_size_scales_the_steps_of_every_config(fit: Fit) -> None:
         assert int(fit.option("--trainer.max_steps", step)) == steps / 2
 
 
+@pytest.mark.parametrize(("seed", "size"), [(0, 0.0), (0, -1.0), (-1, 1.0)])
+def test_a_demo_of_nothing_is_refused_before_it_begins(fit: Fit, seed: int, size: float) -> None:
+    with pytest.raises(UserError, match="a seed is 0 or more, a size more than 0"):
+        run_demo("demo", seed=seed, size=size)
+    assert not Path("runs").exists()
+
+
 def test_the_stages_of_another_run_hand_over_within_it(fit: Fit) -> None:
     run_demo("mine", seed=0, size=1.0)
     for step, name in enumerate(fit.steps):
