@@ -36,6 +36,7 @@ class Scenes(CocoCaptions):
         seed: paints the benchmark and shuffles the training batches.
         num_workers: loader processes; none is fastest for a benchmark that is kept in memory.
         limit: only the first so many pictures of each split.
+        group_size: pictures of a group that a CLIP finds alike, which are in one training batch; 1 for no groups.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Scenes(CocoCaptions):
         seed: int = 0,
         num_workers: int = 0,
         limit: int | None = None,
+        group_size: int = 1,
     ) -> None:
         super().__init__(
             annotations=str(Path(root) / f"{texts}.json"),
@@ -61,6 +63,7 @@ class Scenes(CocoCaptions):
             seed=seed,
             cache=True,
             limit=limit,
+            group_size=group_size,
         )
         self.root = Path(root)
         self.recipe: dict[str, Any] = {"train": train, "val": val, "test": test, "lookalikes": lookalikes, "seed": seed}

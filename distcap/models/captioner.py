@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+
+from distcap.types import UserError
 
 
 @dataclass
@@ -22,6 +25,13 @@ class Sampler:
         beams: of beam search.
         no_repeat_ngram: forbid repeating n-grams of this size; 0 for none.
         max_tokens: longest caption, end token included.
+        guidance: gamma of classifier-free guidance (Kornblith et al. 2023, arXiv 2307.16686): the next token is chosen
+            by log p = (1 - gamma) log p(y) + gamma log p(y | image), normalised. 1 is none; more is more specific.
+            Greedy and beam only. A captioner learns p(y) by the mle stage's `drop_image`.
+
+    Raises:
+        ValueError: several samples of a method that draws one.
+        UserError: guidance of multinomial samples.
     """
 
     method: Literal["multinomial", "greedy", "beam"] = "multinomial"
@@ -32,10 +42,17 @@ class Sampler:
     beams: int = 5
     no_repeat_ngram: int = 0
     max_tokens: int = 30
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         if self.samples < 1 or (self.samples > 1 and self.method != "multinomial"):
             raise ValueError(f"{self.samples} samples of each image by {self.method}: only multinomial draws several")
+        if self.guidance != 1 and self.method == "multinomial":
+            # A sample's log-probability is the captioner's own: guided samples would be another policy's.
+            raise UserError(
+                f"guidance {self.guidance} of multinomial samples: they are drawn from the captioner itself; "
+                "set method: greedy (or beam), or guidance: 1"
+            )
 
 
 class Captioner(nn.Module, ABC):
@@ -52,6 +69,13 @@ class Captioner(nn.Module, ABC):
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) pixels in [0, 1] -> (B, S, E) memory, shared by all that is drawn or scored for an image."""
+
+    def unknown(self, memory: Tensor) -> Tensor:
+        """(B, S, E) memory -> (B, S, E) of images of which nothing is known: zeros.
+
+        The condition of p(y), without an image: in training (`drop_image` of the mle stage) and in guided decoding.
+        """
+        return torch.zeros_like(memory)
 
     @abstractmethod
     def generate(self, memory: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor, Tensor]:

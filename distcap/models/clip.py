@@ -2,11 +2,12 @@
 
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ class FrozenClip:
 
     Args:
         model: an open_clip model name, a run folder of the clip stage, or a folder with `open_clip_config.json`.
-        pretrained: for a model name, open_clip's tag or a checkpoint file of one's own.
+        pretrained: for a model name, open_clip's tag, or a file of weights: a checkpoint of one's own, or one with
+            OpenAI's parameter names, as PAC-S's `clip_ViT-B-32.pth` for the default model (Sarto et al. 2023, arXiv
+            2303.12112; their score is 2 relu(similarity), with the prompt "A photo depicts ").
         prompt: put before each caption, e.g. "A photo depicts " for CLIP-S.
         batch_size: images or captions in one forward pass.
 
@@ -147,17 +150,51 @@ def _source(model: str) -> str:
     return model
 
 
+OTHER_FORMATS = {".safetensors", ".npz", ".npy"}
+"""Of files that are no pickles: open_clip's own affair."""
+ARCHIVED = {"input_resolution", "context_length", "vocab_size"}
+"""Numbers that OpenAI's archives keep among the weights; open_clip has them in its configs."""
+
+
+@contextlib.contextmanager
+def _weights(pretrained: str | None) -> Iterator[str | None]:
+    """What open_clip is to load: a tag as it is, and a file without what it would stumble over.
+
+    Raises:
+        ValueError: the file holds no named weights, or it holds code.
+    """
+    if pretrained is None or not Path(pretrained).is_file() or Path(pretrained).suffix in OTHER_FORMATS:
+        yield pretrained
+        return
+    try:
+        found = torch.load(pretrained, map_location="cpu", weights_only=True)
+    except (EOFError, UnpicklingError) as error:
+        raise ValueError("the file holds no weights, or code among them") from error
+    weights = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(weights, dict) or not weights:
+        raise ValueError(f"the file holds no named weights, but a {type(weights).__name__}")
+    if not ARCHIVED & weights.keys():
+        yield pretrained
+        return
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "weights.pt"
+        torch.save({name: value for name, value in weights.items() if name not in ARCHIVED}, file)
+        yield str(file)
+
+
 @lru_cache(maxsize=4)
 def _load(source: str, pretrained: str) -> tuple[Any, Any, Any]:
     import open_clip
 
     tag = None if source.startswith("local-dir:") else pretrained
+    if tag and ("/" in tag or Path(tag).suffix) and not Path(tag).is_file():
+        raise UserError(f"{tag}: no such file of weights for CLIP {source}; name one, or a tag of open_clip's")
     try:
-        with contextlib.redirect_stdout(None):
-            net, preprocess = open_clip.create_model_from_pretrained(source, pretrained=tag, weights_only=True)
+        with contextlib.redirect_stdout(None), _weights(tag) as weights:
+            net, preprocess = open_clip.create_model_from_pretrained(source, pretrained=weights, weights_only=True)
             tokenizer = open_clip.get_tokenizer(source)
     except (RuntimeError, ValueError, OSError, UnpicklingError) as error:
-        line = str(error).splitlines()[0][:300]
+        line = " ".join(str(error).split())[:300]
         raise UserError(f"CLIP {source} ({pretrained}) cannot be loaded: {line}") from error
     assert isinstance(net, nn.Module)
     return net.requires_grad_(False).eval(), preprocess, tokenizer

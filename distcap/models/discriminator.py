@@ -1,4 +1,4 @@
-"""Human or machine? An MLP on CLIP embeddings that tells ground-truth captions from generated ones."""
+"""Human or machine? An MLP on CLIP embeddings that tells ground-truth captions from others."""
 
 import json
 from itertools import pairwise
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from distcap.types import UserError
 
@@ -15,43 +16,61 @@ class Discriminator(nn.Module):
 
     One logit stands for the released code's softmax over two, which has a redundant degree of freedom.
 
+    Without images it is a grammar head (Cho et al. 2022, arXiv 2205.13115: Linear - ReLU - Linear, so hidden=(512,)) on
+    e(caption) alone, and "generated" stands for a human caption that was corrupted.
+
     Args:
         width: D, of the CLIP embeddings.
         hidden: widths of the hidden layers.
+        images: reads the image's embedding, too; False for the caption's alone.
     """
 
-    def __init__(self, width: int, hidden: tuple[int, ...] = (512, 256)) -> None:
+    def __init__(self, width: int, hidden: tuple[int, ...] = (512, 256), images: bool = True) -> None:
         super().__init__()
-        self.width, self.hidden = width, tuple(hidden)
-        sizes = (2 * width, *hidden)
+        self.width, self.hidden, self.images = width, tuple(hidden), images
+        sizes = (2 * width if images else width, *hidden)
         layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
 
-    def forward(self, images: Tensor, captions: Tensor) -> Tensor:
-        """(N, D), (N, D) -> (N,) logits. The embeddings are taken as they are: no gradient reaches CLIP."""
+    def forward(self, images: Tensor | None, captions: Tensor) -> Tensor:
+        """(N, D), (N, D) -> (N,) logits. The embeddings are taken as they are: no gradient reaches CLIP.
+
+        One that reads captions alone ignores the images, which may be None.
+        """
+        if not self.images:
+            return self.layers(captions.detach()).squeeze(-1)
+        assert images is not None, "this discriminator reads images"
         return self.layers(torch.cat([images, captions], -1).detach()).squeeze(-1)
 
-    def loss(self, images: Tensor, captions: Tensor, human: Tensor) -> Tensor:
-        """(N, D), (N, D), (N,) True for ground truth -> scalar binary cross-entropy."""
-        return nn.functional.binary_cross_entropy_with_logits(self(images, captions), human.float())
+    def loss(self, images: Tensor | None, captions: Tensor, human: Tensor) -> Tensor:
+        """(N, D), (N, D), (N,) True for ground truth -> scalar binary cross-entropy.
+
+        Generated and human captions weigh half each, however many there are. A step has several samples but one human
+        caption of each image, and by the plain mean P(human) would sink for both: the reward with it.
+        """
+        weight = 1 / torch.where(human, human.sum(), (~human).sum())
+        return binary_cross_entropy_with_logits(
+            self(images, captions), human.float(), weight / weight.sum(), reduction="sum"
+        )
 
     def save(self, folder: Path) -> None:
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({"width": self.width, "hidden": self.hidden}))
+        config = {"width": self.width, "hidden": self.hidden, "images": self.images}
+        (folder / "config.json").write_text(json.dumps(config))
         save_file(self.state_dict(), folder / "model.safetensors")
 
     @classmethod
     def load(cls, init_from: str) -> "Discriminator":
-        """From a run folder of the discriminator stage. Raises UserError if there is none."""
+        """From a run folder of the discriminator or the grammar stage. Raises UserError if there is none."""
         from safetensors.torch import load_file
 
         folder = Path(init_from) / "discriminator"
         if not (folder / "config.json").is_file():
             raise UserError(
                 f"{init_from}: no discriminator there; train it first with distcap fit --config discriminator.yaml "
-                "(demo/discriminator.yaml for the embedded benchmark)"
+                "or grammar.yaml (demo/discriminator.yaml, demo/grammar.yaml for the embedded benchmark)"
             )
         discriminator = cls(**json.loads((folder / "config.json").read_text()))
         discriminator.load_state_dict(load_file(folder / "model.safetensors"))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +161,15 @@ class VisionEncoderDecoder(Captioner):
                 else {}
             ),
         )
+        guided = sampler.guidance != 1
+        known = torch.cat([memory, self.unknown(memory)]) if guided else memory
         output = self.model.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=memory), generation_config=config
+            encoder_outputs=BaseModelOutput(last_hidden_state=known),
+            generation_config=config,
+            logits_processor=[partial(_guide, gamma=sampler.guidance)] if guided else None,
         )
-        tokens = output[:, 1:]
+        # Guided, the second half is the first once more.
+        tokens = output[: len(memory) * sampler.samples, 1:]
         # The end token may double as padding (GPT-2): what counts is everything up to the first one.
         ended = (tokens == self.end).cumsum(1)
         mask = (ended == 0) | ((ended == 1) & (tokens == self.end))
@@ -199,6 +205,23 @@ class VisionEncoderDecoder(Captioner):
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+
+def _guide(tokens: Tensor, scores: Tensor, gamma: float) -> Tensor:
+    """(2N, T), (2N, V) -> (2N, V) guided log-probabilities of the next token, of the first half and again.
+
+    A logits processor of Hugging Face's. The first half of the rows knows its images, the second does not. Both get the
+    very same numbers, so that greedy search and beam search choose, reorder and end them alike: what either half's
+    cache holds is the same caption, or the same beams. (Their own processors either halve the rows, which generate()
+    does not expect, or call a model without encoder.)
+
+    Source: Kornblith et al. 2023, arXiv 2307.16686.
+    """
+    image, none = scores.log_softmax(-1).chunk(2)
+    guided = (1 - gamma) * none + gamma * image
+    # What another rule forbids, as a repeated n-gram, has -inf in both halves: their difference is not a number.
+    guided = guided.masked_fill(image.isneginf(), -torch.inf).log_softmax(-1)
+    return guided.repeat(2, 1)
 
 
 def _word_tokenizer(captions: Iterable[str]) -> Any:

@@ -1,14 +1,16 @@
 """The frozen dual encoder, on a tiny open_clip model in a local folder."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import open_clip
 import pytest
 import torch
 from PIL import Image
-from tiny import CAPTIONS, write_clip
+from tiny import CAPTIONS, CLIP_CONFIG, write_clip
 
 from distcap.models import FrozenClip
 from distcap.types import UserError
@@ -127,6 +129,81 @@ def test_an_image_is_seen_once_and_a_changed_one_again(
     assert seen == [*files.values(), files[1]]
     assert not torch.equal(before, after)
     assert torch.equal(after, embed([files[1]]))
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model name of open_clip's, as ViT-B-32-quickgelu is one."""
+    file = tmp_path_factory.mktemp("configs") / "tiny-quickgelu.json"
+    file.write_text(json.dumps({**CLIP_CONFIG["model_cfg"], "quick_gelu": True}))
+    open_clip.add_model_config(file)
+    return file.stem
+
+
+def fine_tuned(seed: int) -> torch.nn.Module:
+    """The network that a checkpoint is of."""
+    torch.manual_seed(seed)
+    return open_clip.model.CLIP(**CLIP_CONFIG["model_cfg"], quick_gelu=True).eval()
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize("archived", [False, True], ids=["PAC-S", "from OpenAI's archive"])
+def test_a_checkpoint_with_openai_names_embeds_as_the_network_that_it_is_of(
+    named: str, tmp_path: Path, pictures: list[Path], half: bool, archived: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PAC-S's file is a dict of the training's state, with the weights under "state_dict"."""
+    net = fine_tuned(seed=5)
+    if half:
+        net = net.half().float()  # what is left of the weights
+    weights = {name: value.half() if half else value for name, value in net.state_dict().items()}
+    names = {"positional_embedding", "text_projection", "logit_scale", "visual.class_embedding", "visual.proj"}
+    assert {*names, "visual.conv1.weight", "transformer.resblocks.0.attn.in_proj_weight"} <= weights.keys()  # OpenAI's
+    if archived:
+        weights |= {"input_resolution": torch.tensor(32), "context_length": torch.tensor(32)}
+        weights["vocab_size"] = torch.tensor(49408)
+    optimizer = torch.optim.Adam(net.parameters()).state_dict()
+    file = tmp_path / "clip_tiny.pth"
+    torch.save({"epoch": 3, "optimizer": optimizer, "state_dict": weights, "best_loss": torch.tensor(0.5)}, file)
+    clip = FrozenClip(named, str(file))
+    tokens = open_clip.get_tokenizer(named)(CAPTIONS)
+    with torch.no_grad():
+        texts, pixels = net.encode_text(tokens), torch.stack([clip.preprocess(Image.open(f)) for f in pictures])
+        images = net.encode_image(pixels)
+    torch.testing.assert_close(clip.embed_captions(CAPTIONS), torch.nn.functional.normalize(texts, dim=-1))
+    torch.testing.assert_close(clip.embed_images(pictures), torch.nn.functional.normalize(images, dim=-1))
+    assert {p.dtype for p in clip.net.parameters()} == {torch.float32}
+    assert pixels[0].shape == (3, 32, 32)
+    assert [record.message for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
+def test_a_missing_file_of_weights_is_one_error_that_names_it(named: str) -> None:
+    with pytest.raises(UserError, match=r"checkpoints/clip_tiny\.pth: no such file of weights for CLIP tiny-quickgelu"):
+        FrozenClip(named, "checkpoints/clip_tiny.pth").to("cpu")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no weights, or code"),
+        (b"<!doctype html><title>Google Drive - Quota exceeded</title>", "holds no weights, or code"),
+        (Path, "holds no weights, or code"),
+        (torch.zeros(3), "no named weights, but a Tensor"),
+        ({}, "no named weights, but a dict"),
+        ({"state_dict": {"logit_scale": torch.tensor(1.0)}}, r"Missing key\(s\) in state_dict: .*positional_embedding"),
+    ],
+    ids=["empty", "web page", "code", "tensor", "nothing", "another network's"],
+)
+def test_a_wrong_file_of_weights_is_one_error(named: str, tmp_path: Path, content: Any, message: str) -> None:
+    file = tmp_path / "clip_tiny.pth"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(Trap(tmp_path / "sprung") if content is Path else content, file)
+    with pytest.raises(UserError, match=message) as error:
+        FrozenClip(named, str(file)).to("cpu")
+    assert str(error.value).startswith(f"CLIP {named} ({file}) cannot be loaded: ")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("name", ["runs/nothing", "./nothing"])

@@ -2,6 +2,7 @@
 
 import json
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch import Tensor
 from distcap.baselines import Greedy
 from distcap.experience import Experience, alone
 from distcap.models import Sampler, VisionEncoderDecoder
+from distcap.ngrams import CiderD
 from distcap.objectives import PolicyGradient, WeightedTeacherForcing
 from distcap.rewards import Reward
-from distcap.stages import RL
+from distcap.stages import MLE, RL
 from distcap.types import Batch, Rollout, UserError
 
 GREEDY = Sampler(method="greedy", max_tokens=12)
@@ -183,6 +185,165 @@ def test_samples_are_drawn_from_the_whole_vocabulary_by_default(images: Tensor) 
     assert len(tokens[mask].unique()) == len(captioner.tokenizer)
 
 
+@pytest.fixture(params=["own pad token", "pad is end"])
+def guided(request: pytest.FixtureRequest, tmp_path: Path) -> VisionEncoderDecoder:
+    return gpt2_like(tmp_path) if request.param == "pad is end" else make_captioner()
+
+
+def strong_memory(captioner: VisionEncoderDecoder, images: Tensor) -> Tensor:
+    """(B, S, E) that decides more than an untrained decoder's own habits: four captions of several lengths."""
+    return 5 * captioner.encode(images).detach()
+
+
+def guided_logprobs(captioner: VisionEncoderDecoder, memory: Tensor, tokens: list[int], gamma: float) -> Tensor:
+    """(1, S, E), T tokens -> (V,) the slow reference: every next token scored twice, without a cache, and mixed."""
+    vocabulary = torch.arange(len(captioner.tokenizer))[:, None]
+    rows = torch.cat([torch.tensor(tokens, dtype=torch.long).expand(len(vocabulary), -1), vocabulary], 1)
+    ones, first = torch.ones_like(rows, dtype=torch.bool), torch.zeros(len(rows), dtype=torch.long)
+    with torch.no_grad():
+        known, none = (
+            captioner.score(condition, rows, ones, first)[:, -1] for condition in (memory, torch.zeros_like(memory))
+        )
+    mixed = (1 - gamma) * none.double() + gamma * known.double()
+    return mixed - mixed.exp().sum().log()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 3.0])
+def test_a_guided_caption_takes_the_token_that_the_image_makes_most_likelier(
+    guided: VisionEncoderDecoder, images: Tensor, gamma: float
+) -> None:
+    """Gamma 0 is p(y), the likeliest caption of no image. Otherwise lengths differ, and shorter rows are padded."""
+    memory = strong_memory(guided, images)
+    tokens, mask, index = guided.generate(memory, replace(GREEDY, guidance=gamma))
+    for row in range(len(images)):
+        found: list[int] = tokens[row][mask[row]].tolist()
+        expected: list[int] = []
+        while len(expected) < GREEDY.max_tokens and guided.end not in expected:
+            expected.append(int(guided_logprobs(guided, memory[[row]], expected, gamma).argmax()))
+        assert found == expected
+    assert index.tolist() == [0, 1, 2, 3]
+    # Captions that no guidance changed would prove nothing.
+    assert tokens.tolist() != guided.generate(memory, GREEDY)[0].tolist()
+    assert gamma == 0 or not mask.all()
+
+
+def test_guidance_by_one_is_greedy_decoding_at_no_cost(
+    guided: VisionEncoderDecoder, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = strong_memory(guided, images)
+    rows = []
+    decode = guided.model.generate
+    monkeypatch.setattr(
+        guided.model,
+        "generate",
+        lambda **kwargs: rows.append(len(kwargs["encoder_outputs"].last_hidden_state)) or decode(**kwargs),
+    )
+    greedy, nearly = (guided.generate(memory, replace(GREEDY, guidance=gamma))[0] for gamma in (1.0, 1.0 + 1e-6))
+    assert rows == [4, 8]
+    assert torch.equal(greedy, nearly)
+
+
+def test_guided_beam_search_finds_the_likeliest_caption_by_guided_probabilities(images: Tensor) -> None:
+    """With as many beams as words it is exhaustive for two tokens: the mean log-probability decides."""
+    captioner = make_captioner()
+    words = range(len(captioner.tokenizer))
+    memory = strong_memory(captioner, images)
+    sampler = Sampler(method="beam", beams=len(words), max_tokens=2, guidance=2.0)
+    tokens, mask, _ = captioner.generate(memory, sampler)
+    for row in range(len(images)):
+        first = guided_logprobs(captioner, memory[[row]], [], 2.0)
+        scores = {(captioner.end,): float(first[captioner.end])}
+        for word in words:
+            if word != captioner.end:
+                second = guided_logprobs(captioner, memory[[row]], [word], 2.0)
+                scores |= {(word, last): float(first[word] + second[last]) / 2 for last in words}
+        assert tuple(tokens[row][mask[row]].tolist()) == max(scores, key=lambda caption: scores[caption])
+
+
+@pytest.mark.parametrize("no_repeat_ngram", [0, 2])
+def test_both_halves_of_a_guided_beam_search_hold_the_same_beams(
+    guided: VisionEncoderDecoder, images: Tensor, no_repeat_ngram: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a cache would mix one caption given the image with another given none: the score tells."""
+    decode, outputs = guided.model.generate, []
+
+    def spy(*args: Any, **kwargs: Any) -> Tensor:
+        config = kwargs["generation_config"]
+        config.output_scores = config.return_dict_in_generate = True
+        outputs.append(decode(*args, **kwargs))
+        return outputs[0].sequences
+
+    monkeypatch.setattr(guided.model, "generate", spy)
+    memory = strong_memory(guided, images)
+    sampler = Sampler(method="beam", beams=5, max_tokens=12, guidance=1.5, no_repeat_ngram=no_repeat_ngram)
+    tokens, mask, _ = guided.generate(memory, sampler)
+    (output,) = outputs
+    assert torch.equal(*output.sequences.chunk(2))
+    assert torch.equal(*output.sequences_scores.chunk(2))
+    assert tokens.shape[0] == 4
+    if not no_repeat_ngram:  # that rule takes probability away after the score was normalised
+        for row in range(len(images)):
+            caption = tokens[row][mask[row]].tolist()
+            steps = [guided_logprobs(guided, memory[[row]], caption[:t], 1.5)[token] for t, token in enumerate(caption)]
+            assert float(output.sequences_scores[row]) == pytest.approx(float(sum(steps)) / len(steps), abs=1e-4)
+
+
+def test_what_another_rule_forbids_stays_forbidden_under_guidance(images: Tensor) -> None:
+    """A forbidden token has log-probability -inf with and without the image: their difference is not a number."""
+    captioner = make_captioner()
+    tokens, mask, _ = captioner.generate(
+        strong_memory(captioner, images), replace(GREEDY, no_repeat_ngram=1, guidance=3.0, max_tokens=15)
+    )
+    for row, keep in zip(tokens, mask, strict=True):
+        assert len(row[keep].unique()) == keep.sum()
+    assert mask.sum(1).max() > 2
+
+
+def test_guided_samples_are_refused_for_they_would_be_off_policy() -> None:
+    with pytest.raises(UserError, match=r"guidance 2\.0 of multinomial samples.* method: greedy"):
+        Sampler(samples=2, guidance=2.0)
+
+
+def test_an_unknown_image_is_a_memory_of_zeros() -> None:
+    captioner = make_captioner()
+    memory = captioner.encode(torch.rand(2, 3, 32, 32))
+    assert torch.equal(captioner.unknown(memory), torch.zeros(2, 17, 16))  # a class token and 4 x 4 patches
+
+
+def mle_memory(drop_image: float, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+    """What a training step encoded and what it scored by, both (B, S, E)."""
+    captioner = make_captioner()
+    stage = MLE(captioner, drop_image=drop_image)
+    seen = []
+    score = captioner.score
+    monkeypatch.setattr(captioner, "score", lambda memory, *args: seen.append(memory) or score(memory, *args))
+    torch.manual_seed(0)
+    stage.training_step(batch, 0).backward()
+    return captioner.encode(batch.images), seen[0]
+
+
+def test_a_share_of_the_images_is_withheld_whole_in_training(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 400 images at 0.25, 100 are expected; fewer than 65 or more than 135 have odds of one in ten thousand."""
+    batch = Batch(images.repeat(100, 1, 1, 1), [CAPTIONS[:1]] * 400, list(range(400)))
+    encoded, scored = mle_memory(0.25, batch, monkeypatch)
+    withheld = (scored == 0).flatten(1).all(1)
+    assert 65 <= withheld.sum() <= 135
+    assert torch.equal(scored[~withheld], encoded[~withheld])
+
+
+@pytest.mark.parametrize(("drop_image", "unknown"), [(0.0, 0), (1.0, 4)])
+def test_no_image_or_all_of_them_can_be_withheld(
+    batch: Batch, drop_image: float, unknown: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, scored = mle_memory(drop_image, batch, monkeypatch)
+    assert int((scored == 0).flatten(1).all(1).sum()) == unknown
+
+
+def test_a_share_that_is_none_is_one_error() -> None:
+    with pytest.raises(UserError, match=r"drop_image is 1\.5; it is a share"):
+        MLE(make_captioner(), drop_image=1.5)
+
+
 def rl_stage(captioner: VisionEncoderDecoder) -> RL:
     stage = RL(
         captioner,
@@ -193,6 +354,7 @@ def rl_stage(captioner: VisionEncoderDecoder) -> RL:
         decoder=GREEDY,
     )
     stage._reference = [make_captioner()]
+    stage._cider = CiderD({10: CAPTIONS[:2], 11: CAPTIONS[1:3], 12: CAPTIONS[2:4], 13: CAPTIONS[3:]})
     stage._gather = alone  # there is no trainer to ask for the number of processes
     return stage
 
