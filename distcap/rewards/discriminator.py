@@ -6,27 +6,39 @@ from torch import Tensor
 from distcap.experience import Experience
 from distcap.models import Discriminator
 from distcap.rewards.base import Reward
-from distcap.types import Rollout
+from distcap.types import Rollout, UserError
 
 
 class DiscriminatorReward(Reward):
     """Probability that a human wrote the caption, by an MLP on CLIP embeddings of image and text.
 
+    From a run of the grammar stage, which reads the text alone: the probability that nobody spoilt its wording, the
+    grammar reward of Cho et al. 2022 (arXiv 2205.13115). That one does not learn: its negatives are corrupted human
+    captions, not samples.
+
     Args:
-        init_from: run folder of the discriminator stage.
+        init_from: run folder of the discriminator or the grammar stage.
         weight: share in the total reward.
         learning: go on training it against the policy, one update a step; the reward is read before the update.
         learning_rate: of that training (the released code's 7e-5).
+
+    Raises:
+        UserError: there is no discriminator in init_from, or it is a grammar head and should learn.
     """
 
     def __init__(self, init_from: str, weight: float = 1.0, learning: bool = True, learning_rate: float = 7e-5) -> None:
         super().__init__(weight)
         self.discriminator = Discriminator.load(init_from)
+        if learning and not self.discriminator.images:
+            raise UserError(
+                f"{init_from} holds a grammar head, which learnt from corrupted captions and would now be trained on "
+                "samples; say learning: false"
+            )
         self.learning_rate = learning_rate if learning else None
         self.discriminator.requires_grad_(learning)
 
     def forward(self, rollout: Rollout, experience: Experience) -> Tensor:
-        images = experience.image_embeddings[rollout.image_index]
+        images = experience.image_embeddings[rollout.image_index] if self.discriminator.images else None
         return self.discriminator(images, experience.caption_embeddings(rollout)).sigmoid()
 
     def loss(self, experience: Experience) -> Tensor | None:

@@ -14,6 +14,13 @@ from distcap.models import Captioner, Sampler
 from distcap.types import Batch, UserError
 
 
+def draw_from(*key: object) -> None:
+    """Seed all chance with the run's seed and a key: what is drawn next depends on nothing that was drawn before."""
+    draw = random.Random(" ".join(map(str, (os.environ.get("PL_GLOBAL_SEED", "0"), *key))))
+    random.seed(draw.getrandbits(63))
+    torch.manual_seed(draw.getrandbits(63))
+
+
 class Stage(LightningModule):
     """A LightningModule with AdamW, warm-up, and clipping by parameter group.
 
@@ -72,10 +79,7 @@ class Stage(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Each step draws from a seed of its own, so that a run that was interrupted draws on as if it had not been."""
-        seed = os.environ.get("PL_GLOBAL_SEED", "0")
-        draw = random.Random(f"{seed} {self.current_epoch} {batch_idx} {self.global_rank}")
-        random.seed(draw.getrandbits(63))
-        torch.manual_seed(draw.getrandbits(63))
+        draw_from(self.current_epoch, batch_idx, self.global_rank)
 
     def files(self, split: str) -> dict[int, Path]:
         """Image id -> file, of a split of the data module."""
@@ -122,13 +126,17 @@ class CaptionerStage(Stage):
             yield from captions
 
     @torch.no_grad()
-    def caption(self, batch: Batch) -> list[str]:
-        """B captions, one of each image."""
+    def decode(self, batch: Batch) -> tuple[list[str], Tensor]:
+        """N captions, as many of each image as the decoder draws, and (N,) the row of the batch that each describes."""
         training = self.captioner.training
         self.captioner.eval()
-        tokens, mask, _ = self.captioner.generate(self.captioner.encode(batch.images), self.decoder)
+        tokens, mask, index = self.captioner.generate(self.captioner.encode(batch.images), self.decoder)
         self.captioner.train(training)
-        return self.captioner.detokenize(tokens, mask)
+        return self.captioner.detokenize(tokens, mask), index
+
+    def caption(self, batch: Batch) -> list[str]:
+        """B captions, one of each image."""
+        return self.decode(batch)[0]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:  # type: ignore[override]
         """Image id -> caption; the Evaluation callback makes metrics of them."""

@@ -1,5 +1,6 @@
 """Stage 2: tell human captions from the MLE captioner's."""
 
+from abc import abstractmethod
 from pathlib import Path
 
 import torch
@@ -10,11 +11,67 @@ from distcap.models import Captioner, Discriminator, FrozenClip, Sampler
 from distcap.stages.base import Stage
 from distcap.types import Batch
 
+Examples = tuple[Tensor | None, Tensor, Tensor]
+"""(N, D) images, or None where none are read; (N, D) captions; (N,) True for human ones."""
 
-class TrainDiscriminator(Stage):
-    """An MLP on CLIP embeddings learns human (ground truth) vs. generated (fresh samples of the captioner).
+
+class DiscriminatorStage(Stage):
+    """An MLP on CLIP embeddings learns human (ground truth) captions vs. others.
 
     Written to RUN/discriminator, for the DiscriminatorReward of the RL stage.
+
+    Args:
+        clip: whose embeddings it reads: the reward CLIP, with the same prompt.
+        hidden: widths of the MLP.
+        images: whether it reads the images' embeddings, too.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
+    """
+
+    def __init__(
+        self, clip: FrozenClip, hidden: tuple[int, ...], images: bool, learning_rate: float, weight_decay: float
+    ) -> None:
+        super().__init__(learning_rate, weight_decay)
+        self.clip = clip
+        self.discriminator = Discriminator(clip.embed_captions([""]).shape[1], hidden, images)
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.clip.to(self.trainer.strategy.root_device)
+        splits = ("train", "val") if stage == "fit" else ("val",)
+        if self.discriminator.images:
+            files = {image: file for split in splits for image, file in self.files(split).items()}
+            self.images = self.clip.image_store(files, data.cache_dir)
+        truth = [caption for split in splits for row in data.references(split).values() for caption in row]
+        self.captions = self.clip.caption_store(truth, data.cache_dir)
+
+    @abstractmethod
+    def examples(self, batch: Batch) -> Examples:
+        """What is told apart in this batch, as many human captions as others; without gradient."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        examples = self.examples(batch)
+        loss = self.discriminator.loss(*examples)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/accuracy", self._accuracy(*examples), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        examples = self.examples(batch)
+        self.log("val/loss", self.discriminator.loss(*examples), batch_size=len(batch))
+        self.log("val/accuracy", self._accuracy(*examples), batch_size=len(batch), prog_bar=True)
+
+    @torch.no_grad()
+    def _accuracy(self, images: Tensor | None, captions: Tensor, human: Tensor) -> Tensor:
+        return ((self.discriminator(images, captions) > 0) == human).float().mean()
+
+    def on_train_end(self) -> None:
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.discriminator.save(Path(self.trainer.default_root_dir) / "discriminator")
+
+
+class TrainDiscriminator(DiscriminatorStage):
+    """Human (ground truth) vs. generated captions (fresh samples of the captioner), of an image that is read as well.
 
     Args:
         captioner: the frozen generator, of the mle stage.
@@ -34,23 +91,12 @@ class TrainDiscriminator(Stage):
         learning_rate: float = 5e-4,
         weight_decay: float = 0.01,
     ) -> None:
-        super().__init__(learning_rate, weight_decay)
+        super().__init__(clip, hidden, images=True, learning_rate=learning_rate, weight_decay=weight_decay)
         self.captioner = captioner.requires_grad_(False)
-        self.clip = clip
         self.sampler = sampler
-        self.discriminator = Discriminator(clip.embed_captions([""]).shape[1], hidden)
 
-    def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.clip.to(self.trainer.strategy.root_device)
-        splits = ("train", "val") if stage == "fit" else ("val",)
-        files = {image: file for split in splits for image, file in self.files(split).items()}
-        self.images = self.clip.image_store(files, data.cache_dir)
-        truth = [caption for split in splits for row in data.references(split).values() for caption in row]
-        self.captions = self.clip.caption_store(truth, data.cache_dir)
-
-    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits and truth of as many generated captions as human ones."""
+    @torch.no_grad()
+    def examples(self, batch: Batch) -> Examples:
         self.captioner.eval()
         experience = Experience(
             batch,
@@ -63,23 +109,10 @@ class TrainDiscriminator(Stage):
             caption_store=self.captions,
             ground_truth_per_image=self.sampler.samples,
         )
-        with torch.no_grad():
-            rollouts = experience.sampled, experience.ground_truth
-            images = torch.cat([experience.image_embeddings[rollout.image_index] for rollout in rollouts])
-            captions = torch.cat([experience.caption_embeddings(rollout) for rollout in rollouts])
-        human = torch.arange(len(images), device=images.device) >= len(rollouts[0])
-        return self.discriminator(images, captions), human
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits, human = self._step(batch)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, human.float())
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/accuracy", ((logits > 0) == human).float().mean(), prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits, human = self._step(batch)
-        self.log("val/accuracy", ((logits > 0) == human).float().mean(), batch_size=len(batch), prog_bar=True)
+        rollouts = experience.sampled, experience.ground_truth
+        images = torch.cat([experience.image_embeddings[rollout.image_index] for rollout in rollouts])
+        captions = torch.cat([experience.caption_embeddings(rollout) for rollout in rollouts])
+        return images, captions, torch.arange(len(images), device=images.device) >= len(rollouts[0])
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """The captioner is frozen and comes from its own run."""
@@ -88,7 +121,3 @@ class TrainDiscriminator(Stage):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.strict_loading = False
-
-    def on_train_end(self) -> None:
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.discriminator.save(Path(self.trainer.default_root_dir) / "discriminator")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distcap.models import Captioner, Sampler
 from distcap.stages.base import CaptionerStage
-from distcap.types import Batch
+from distcap.types import Batch, UserError
 
 
 class MLE(CaptionerStage):
@@ -17,11 +17,16 @@ class MLE(CaptionerStage):
         captioner: to be trained.
         decoder: how captions are decoded for evaluation.
         captions_per_image: human captions of each image in a step; 0 for all. The image is encoded once for them.
+        drop_image: share of the images that are withheld in a step: of them the captioner learns p(caption), which
+            guided decoding needs. "Conditioning dropout" in Kornblith et al. 2023, arXiv 2307.16686.
         learning_rate: peak, of AdamW.
         weight_decay: of AdamW.
         warmup_steps: linear warm-up from zero.
         schedule: after the warm-up.
         clip_gradient: largest norm of the gradient; 0 for any.
+
+    Raises:
+        UserError: `drop_image` is no share.
     """
 
     def __init__(
@@ -29,6 +34,7 @@ class MLE(CaptionerStage):
         captioner: Captioner,
         decoder: Sampler = Sampler(method="greedy"),  # noqa: B008 - a value, never changed
         captions_per_image: int = 0,
+        drop_image: float = 0.0,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.01,
         warmup_steps: int = 0,
@@ -44,7 +50,10 @@ class MLE(CaptionerStage):
             schedule=schedule,
             clip_gradient=clip_gradient,
         )
+        if not 0 <= drop_image <= 1:
+            raise UserError(f"drop_image is {drop_image}; it is a share of the images, from 0 to 1")
         self.captions_per_image = captions_per_image
+        self.drop_image = drop_image
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         captions, index = [], []
@@ -54,7 +63,11 @@ class MLE(CaptionerStage):
             index += [row] * count
         tokens, mask = self.captioner.tokenize(captions)
         rows = torch.tensor(index, device=tokens.device)
-        logprobs = self.captioner.score(self.captioner.encode(batch.images), tokens, mask, rows)
+        memory = self.captioner.encode(batch.images)
+        if self.drop_image:
+            dropped = torch.rand(len(memory), 1, 1, device=memory.device) < self.drop_image
+            memory = torch.where(dropped, self.captioner.unknown(memory), memory)
+        logprobs = self.captioner.score(memory, tokens, mask, rows)
         loss = -logprobs.sum() / mask.sum()
         self.log("train/loss", loss, prog_bar=True)
         return loss
