@@ -8,10 +8,15 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from distcap.functional import Normalisation, standardise
 from distcap.types import Batch, Rollout
 
 Source = Literal["sampled", "greedy", "ground_truth"]
 Gather = Callable[[Tensor], tuple[Tensor, int]]
+Span = tuple[int, int]
+"""First and last of an image's mined neighbours, the nearest being 1."""
+Neighbours = Callable[[Sequence[int], int, int], tuple[Tensor, Tensor]]
+"""B image ids, first and last -> (B, K) ids of their neighbours, (B, K, D) normalised embeddings."""
 
 
 class Policy(Protocol):
@@ -76,6 +81,9 @@ class Experience:
         caption_store: ground-truth caption -> its embedding, if it was stored.
         ground_truth_per_image: human captions drawn for each image.
         reference: frozen copy of the captioner before RL.
+        neighbours: looks up the images that the dual encoder finds alike.
+        normalise: each reward by itself, before its weight: by the mean and the standard deviation of the samples of
+            the batch, of all processes, or of the image. Greedy and human captions are measured by the same yardstick.
         gather: (M, ...) of this process -> (W x M, ...) of all, and where this process's rows begin.
     """
 
@@ -92,6 +100,8 @@ class Experience:
         caption_store: Any = None,
         ground_truth_per_image: int = 1,
         reference: Policy | None = None,
+        neighbours: Neighbours | None = None,
+        normalise: Normalisation = "none",
         gather: Gather = alone,
     ) -> None:
         self.batch = batch
@@ -103,10 +113,12 @@ class Experience:
         self._image_embeddings = image_embeddings
         self._caption_store = caption_store
         self._ground_truth_per_image = ground_truth_per_image
+        self._neighbours = neighbours
+        self.normalise: Normalisation = normalise
         self.gather = gather
         self._embeddings: dict[Rollout, Tensor] = {}
         self._rewards: dict[Rollout, dict[str, Tensor]] = {}
-        self._pools: dict[tuple[Source, ...], Pool] = {}
+        self._pools: dict[tuple[tuple[Source, ...], Span | None], Pool] = {}
 
     @cached_property
     def memory(self) -> Tensor:
@@ -147,6 +159,19 @@ class Experience:
         return Rollout(captions, tokens, mask, logprobs, index)
 
     @cached_property
+    def drawn_logprobs(self) -> Tensor:
+        """(N, T) of the sampled tokens, by the policy that drew them; without gradient."""
+        return self.sampled.logprobs.detach()
+
+    def rescore(self) -> None:
+        """After an update: the same captions and rewards, but log-probabilities of the policy as it is now."""
+        _ = self.drawn_logprobs
+        self.__dict__.pop("memory", None)
+        for rollout in (self.sampled, self.__dict__.get("ground_truth")):
+            if rollout is not None:
+                rollout.logprobs = self.captioner.score(self.memory, rollout.tokens, rollout.mask, rollout.image_index)
+
+    @cached_property
     def reference_logprobs(self) -> Tensor:
         """(N, T) of the sampled tokens, by the captioner as it was before RL."""
         if self.reference is None:
@@ -174,9 +199,31 @@ class Experience:
             self._embeddings[rollout] = embeddings
         return self._embeddings[rollout]
 
-    def pool(self, sources: tuple[Source, ...]) -> Pool:
-        """The captions of these sources and the images of all processes, on whose number no reward may depend."""
-        if sources not in self._pools:
+    def reference_embeddings(self) -> tuple[Tensor, Tensor]:
+        """(R, D) normalised embeddings of all human captions of the batch, (R,) the row of the batch of each."""
+        captions = [caption for truth in self.batch.captions for caption in truth]
+        counts = torch.tensor([len(truth) for truth in self.batch.captions], device=self.image_embeddings.device)
+        if self._caption_store is not None:
+            embeddings = self._caption_store[captions].to(self.image_embeddings.device)
+        elif self.clip is not None:
+            embeddings = self.clip.embed_captions(captions)
+        else:
+            raise ValueError("a reward asks for CLIP embeddings, but the stage has no clip")
+        return embeddings, torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+
+    def neighbours(self, span: Span) -> tuple[Tensor, Tensor]:
+        """(B, K) ids of each image's neighbours in a span of ranks, (B, K, D) their normalised embeddings."""
+        if self._neighbours is None:
+            raise ValueError("a reward asks for mined neighbours, but none were mined")
+        ids, embeddings = self._neighbours(self.batch.image_ids, *span)
+        return ids.to(self.image_embeddings.device), embeddings.to(self.image_embeddings.device)
+
+    def pool(self, sources: tuple[Source, ...], span: Span | None = None) -> Pool:
+        """The captions of these sources and the images of all processes, on whose number no reward may depend.
+
+        With a span, the images' mined neighbours join them; one that is there already competes once.
+        """
+        if (sources, span) not in self._pools:
             offsets: dict[Source, int] = {}
             parts: list[Tensor] = []
             for source in sources:
@@ -184,8 +231,14 @@ class Experience:
                 offsets[source] = sum(map(len, parts)) + offset
                 parts.append(part)
             images, image_offset = self.gather(self.image_embeddings)
-            self._pools[sources] = Pool(torch.cat(parts), images, offsets, image_offset)
-        return self._pools[sources]
+            if span is not None:
+                ids, embeddings = self.neighbours(span)
+                near, _ = self.gather(embeddings.flatten(0, 1))
+                near_ids, _ = self.gather(ids.flatten())
+                own_ids, _ = self.gather(torch.tensor(self.batch.image_ids, device=ids.device))
+                images = torch.cat([images, near[_newcomers(own_ids, near_ids)]])
+            self._pools[sources, span] = Pool(torch.cat(parts), images, offsets, image_offset)
+        return self._pools[sources, span]
 
     def source(self, rollout: Rollout) -> Source | None:
         """What the rollout is to this step; None for one that was made elsewhere."""
@@ -199,10 +252,21 @@ class Experience:
             self._rewards[rollout] = {name: reward(rollout, self) for name, reward in self.rewards.items()}
         return self._rewards[rollout]
 
+    def _normalised(self, name: str, rollout: Rollout) -> Tensor:
+        reward = self.rewards_of(rollout)[name]
+        if self.normalise == "none":
+            return reward
+        sampled, index = self.rewards_of(self.sampled)[name], self.sampled.image_index
+        if self.normalise == "batch":
+            sampled, _ = self.gather(sampled)
+            return standardise(reward, torch.zeros_like(rollout.image_index), sampled, torch.zeros_like(sampled).long())
+        return standardise(reward, rollout.image_index, sampled, index)
+
+    @torch.no_grad()
     def total(self, rollout: Rollout) -> Tensor:
-        """(N,) weighted sum of all rewards."""
-        parts = self.rewards_of(rollout)
-        return torch.stack([self.rewards[name].weight * value for name, value in parts.items()]).sum(0)
+        """(N,) weighted sum of all rewards, each normalised."""
+        parts = [reward.weight * self._normalised(name, rollout) for name, reward in self.rewards.items()]
+        return torch.stack(parts).sum(0)
 
     @cached_property
     def sampled_reward(self) -> Tensor:
@@ -218,3 +282,12 @@ class Experience:
     def ground_truth_reward(self) -> Tensor:
         """(G,)"""
         return self.total(self.ground_truth)
+
+
+def _newcomers(known: Tensor, ids: Tensor) -> Tensor:
+    """(M,), (K,) -> (K,) True where an id is not among the known ones, nor earlier among the ids."""
+    everything = torch.cat([known, ids])
+    unique, where = everything.unique(return_inverse=True)
+    place = torch.arange(len(everything), device=ids.device)
+    first = torch.full_like(unique, len(everything)).scatter_reduce(0, where, place, "amin")
+    return first[where[len(known) :]] == place[len(known) :]

@@ -12,6 +12,7 @@ from torch import Tensor
 Direction = Literal["image_to_text", "text_to_image", "both"]
 Reduction = Literal["mean", "sum"]
 Weighting = Literal["raw", "minmax", "softmax", "clamp"]
+Normalisation = Literal["none", "batch", "group"]
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -65,6 +66,17 @@ def group_mean(values: Tensor, index: Tensor, groups: int) -> Tensor:
     sums = values.new_zeros(groups).index_add(0, index, values)
     counts = values.new_zeros(groups).index_add(0, index, torch.ones_like(values))
     return sums / counts.clamp(min=1)
+
+
+def standardise(values: Tensor, index: Tensor, sampled: Tensor, sampled_index: Tensor) -> Tensor:
+    """(N,), (N,), (M,), (M,) -> (N,) values by the mean and standard deviation of the samples of their own group.
+
+    Where a group's samples are all alike there is no scale to measure by: the difference from them is left as it is.
+    """
+    groups = int(max(index.max(), sampled_index.max())) + 1
+    mean = group_mean(sampled, sampled_index, groups)
+    std = group_mean((sampled - mean[sampled_index]).square(), sampled_index, groups).sqrt()
+    return (values - mean[index]) / torch.where(std > 1e-6, std, torch.ones_like(std))[index]
 
 
 def leave_one_out(rewards: Tensor, image_index: Tensor) -> Tensor:
@@ -136,6 +148,41 @@ def contrastive(
     if direction in ("text_to_image", "both"):
         parts.append(margin(captions @ pool_images.T, image_position))
     return torch.stack(parts).mean(0)
+
+
+def clipped_ratio(logprobs: Tensor, drawn: Tensor, mask: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    r"""(N, T), (N, T), (N, T), (N,) -> (N, T) PPO's pessimistic objective of each token (Schulman 2017, equation 7).
+
+        min(rho A, clamp(rho, 1 - clip, 1 + clip) A),   rho = p_policy / p_drawn
+
+    zero on padding. At the first update after a rollout rho is 1, and the gradient that of REINFORCE.
+    """
+    ratio = torch.where(mask, logprobs - drawn, torch.zeros_like(logprobs)).exp()
+    advantage = advantages.detach()[:, None]
+    bounded = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    return torch.where(mask, bounded, torch.zeros_like(bounded))
+
+
+def preference(log_ratios: Tensor, rewards: Tensor, image_index: Tensor, beta: float, temperature: float) -> Tensor:
+    r"""(N,), (N,), (N,) -> scalar: the best caption of each image is preferred to its others (Moratelli 2024, DiCO).
+
+        - sum_l w_l log sigmoid(beta (h_best - h_l)),   w = softmax over the losers of (r_best - r_l) / temperature
+
+    with h the log-ratio of policy to reference. An image whose captions all score alike prefers none and adds nothing.
+    """
+    groups = int(image_index.max()) + 1
+    same = image_index[:, None] == image_index[None, :]
+    best_reward = rewards.new_full((groups,), -torch.inf).scatter_reduce(0, image_index, rewards, "amax")
+    order = torch.arange(len(rewards), device=rewards.device)
+    candidates = torch.where(rewards == best_reward[image_index], order, len(rewards))
+    best = torch.full_like(order[:groups], len(rewards)).scatter_reduce(0, image_index, candidates, "amin")
+    gaps = best_reward[image_index] - rewards
+    losers = gaps > 0
+    # (groups, N) each image's row weighs its own losers.
+    rows = same[best] & losers[None, :]
+    weights = torch.where(rows, gaps[None, :] / temperature, -torch.inf).softmax(1).nan_to_num(0.0)
+    margins = beta * (log_ratios[best][:, None] - log_ratios[None, :])
+    return -(weights * torch.nn.functional.logsigmoid(margins)).sum(1).mean()
 
 
 def kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:

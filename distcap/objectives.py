@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from distcap.experience import Experience
-from distcap.functional import Reduction, Weighting, kl, reinforce, weights
+from distcap.functional import (
+    Reduction,
+    Weighting,
+    clipped_ratio,
+    kl,
+    preference,
+    reinforce,
+    sequence_logprobs,
+    weights,
+)
 
 
 class Term(nn.Module, ABC):
@@ -34,6 +43,58 @@ class PolicyGradient(Term):
 
     def forward(self, experience: Experience, advantages: Tensor) -> Tensor:
         return reinforce(experience.sampled.logprobs, experience.sampled.mask, advantages, self.reduction)
+
+
+class ClippedPolicyGradient(Term):
+    """PPO: several updates on one rollout, none of which may move a token's probability far (Schulman 2017).
+
+    For a stage with `updates_per_rollout` above 1; with one update it is PolicyGradient.
+
+    Args:
+        weight: share in the objective.
+        clip: how far the ratio of probabilities may move from 1 and still be rewarded for it.
+        reduction: see Term.
+    """
+
+    def __init__(self, weight: float = 1.0, clip: float = 0.2, reduction: Reduction = "mean") -> None:
+        super().__init__(weight, reduction)
+        self.clip = clip
+
+    def forward(self, experience: Experience, advantages: Tensor) -> Tensor:
+        sampled = experience.sampled
+        objective = clipped_ratio(sampled.logprobs, experience.drawn_logprobs, sampled.mask, advantages, self.clip)
+        return -sequence_logprobs(objective, sampled.mask, self.reduction).mean()
+
+
+class Preference(Term):
+    """DiCO-style: the best sample of each image is preferred to the others, as far as the reference allows.
+
+    No advantage enters, hence no baseline: the rewards order and weigh the samples (Moratelli 2024, arXiv 2408.14547).
+    Their captions come from beam search, and the reward is PAC-S; here they are the sampler's, by whatever reward.
+
+    Args:
+        weight: share in the objective.
+        beta: how strongly the policy is held to the reference.
+        temperature: of the weights of the losers; the further behind, the heavier.
+        reduction: see Term; DPO's log-ratio is that of whole captions, the sum.
+    """
+
+    needs_reference = True
+
+    def __init__(
+        self, weight: float = 1.0, beta: float = 0.2, temperature: float = 0.1, reduction: Reduction = "sum"
+    ) -> None:
+        super().__init__(weight, reduction)
+        self.beta = beta
+        self.temperature = temperature
+
+    def forward(self, experience: Experience, advantages: Tensor) -> Tensor:
+        sampled = experience.sampled
+        policy = sequence_logprobs(sampled.logprobs, sampled.mask, self.reduction)
+        reference = sequence_logprobs(experience.reference_logprobs, sampled.mask, self.reduction)
+        return preference(
+            policy - reference, experience.sampled_reward, sampled.image_index, self.beta, self.temperature
+        )
 
 
 class TeacherForcing(Term):

@@ -117,8 +117,6 @@ class Stage(RL):
     def log_train(self, values: Any) -> None:
         self.logged = values
 
-    def _log_health(self, *args: Any) -> None: ...
-
 
 def loss(**weights: float) -> float:
     """One step's loss with two rewards and four terms, all of weight 1 but those given."""

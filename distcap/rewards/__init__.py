@@ -5,5 +5,19 @@ from distcap.rewards.cider import Cider
 from distcap.rewards.clip import ClipSimilarity
 from distcap.rewards.contrastive import Contrastive
 from distcap.rewards.discriminator import DiscriminatorReward
+from distcap.rewards.fluency import BadEnding, Length, Repetition
+from distcap.rewards.group import GroupSimilarity
+from distcap.rewards.ref_clip import RefClipS
 
-__all__ = ["Cider", "ClipSimilarity", "Contrastive", "DiscriminatorReward", "Reward"]
+__all__ = [
+    "BadEnding",
+    "Cider",
+    "ClipSimilarity",
+    "Contrastive",
+    "DiscriminatorReward",
+    "GroupSimilarity",
+    "Length",
+    "RefClipS",
+    "Repetition",
+    "Reward",
+]

@@ -19,6 +19,9 @@ class Reward(nn.Module, ABC):
     learning_rate: float | None = None
     """Of a reward that learns with the policy; None for one that does not."""
 
+    neighbours: int = 0
+    """The farthest mined neighbour of an image that the reward reads, the nearest being 1; 0 for none."""
+
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         self.weight = weight

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from distcap.experience import Experience, Source
+from distcap.experience import Experience, Source, Span
 from distcap.functional import Direction, contrastive
 from distcap.rewards.base import Reward
 from distcap.types import Rollout
@@ -20,6 +20,8 @@ class Contrastive(Reward):
         direction: image_to_text lets captions compete for the image, text_to_image images for the caption.
         ground_truth: human captions are in the pool.
         greedy: the policy's greedy captions are, too.
+        neighbours: first and last of the mined neighbours of each image, the nearest being 1, that join the pool of
+            images (the released code: 4 and 5); None for none.
         tau: temperature; None for the CLIP's own.
         clamp: upper bound of each direction in units of tau, the released code's 16; None for none.
     """
@@ -30,6 +32,7 @@ class Contrastive(Reward):
         direction: Direction = "both",
         ground_truth: bool = True,
         greedy: bool = False,
+        neighbours: Span | None = None,
         tau: float | None = None,
         clamp: float | None = None,
     ) -> None:
@@ -40,11 +43,13 @@ class Contrastive(Reward):
             *(("ground_truth",) if ground_truth else ()),
             *(("greedy",) if greedy else ()),
         )
+        self.span = neighbours
+        self.neighbours = neighbours[1] if neighbours else 0
         self.tau = tau
         self.clamp = clamp
 
     def forward(self, rollout: Rollout, experience: Experience) -> Tensor:
-        pool = experience.pool(self.sources)
+        pool = experience.pool(self.sources, self.span)
         source = experience.source(rollout)
         own = torch.arange(len(rollout), device=rollout.image_index.device)
         nowhere = torch.full_like(own, -1)

@@ -1,7 +1,7 @@
 """Stage 3: reinforcement learning on the captioner's own and on human captions."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,19 +9,21 @@ from torch import Tensor, nn
 
 from distcap.baselines import Baseline
 from distcap.experience import Experience
-from distcap.functional import group_mean, kl, masked_mean
-from distcap.models import Captioner, FrozenClip, Sampler
-from distcap.ngrams import repetition
+from distcap.functional import Normalisation
+from distcap.health import health
+from distcap.models import Captioner, FrozenClip, Neighbours, Sampler
+from distcap.ngrams import CiderD
 from distcap.objectives import Term
-from distcap.rewards import Reward
+from distcap.rewards import DiscriminatorReward, Reward
 from distcap.stages.base import CaptionerStage
-from distcap.types import Batch
+from distcap.types import Batch, UserError
 
 
 class RL(CaptionerStage):
     """SCST-style RL: sample, reward, subtract a baseline, and follow the gradient.
 
-    By subtraction from PPO: one update a batch of samples, hence no ratio, no clipping, no critic, no replay.
+    By subtraction from PPO: no critic, and one update a batch of samples unless `updates_per_rollout` says otherwise,
+    hence no ratio and no clipping but in ClippedPolicyGradient.
 
     Args:
         captioner: the policy, from the mle stage.
@@ -32,7 +34,10 @@ class RL(CaptionerStage):
         sampler: how rollouts are drawn.
         decoder: how captions are decoded for evaluation, and for the greedy baseline.
         ground_truth_per_image: human captions of each image in a step.
-        health_every: steps between two looks at repetition, vocabulary and the KL to the captioner of the start.
+        normalise: each reward by itself, before its weight: not at all, by the samples of the whole batch, or by those
+            of the image.
+        updates_per_rollout: optimizer steps on the same captions; the trainer counts them as one.
+        health_every: steps between two thorough looks at the policy's health; see `distcap.health`.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
         warmup_steps: linear warm-up from zero.
@@ -50,6 +55,8 @@ class RL(CaptionerStage):
         sampler: Sampler = Sampler(),  # noqa: B008 - a value, never changed
         decoder: Sampler = Sampler(method="greedy"),  # noqa: B008
         ground_truth_per_image: int = 1,
+        normalise: Normalisation = "none",
+        updates_per_rollout: int = 1,
         health_every: int = 10,
         learning_rate: float = 1e-5,
         weight_decay: float = 0.0,
@@ -72,16 +79,34 @@ class RL(CaptionerStage):
         self.clip = clip
         self.sampler = sampler
         self.ground_truth_per_image = ground_truth_per_image
+        self.normalise: Normalisation = normalise
+        self.updates_per_rollout = updates_per_rollout
         self.health_every = health_every
+        self._update = 0
+        self._cider: CiderD | None = None
+        self._learning_discriminator = next(
+            (name for name, one in rewards.items() if isinstance(one, DiscriminatorReward) and one.learning_rate), None
+        )
+        if normalise == "group" and sampler.samples < 2:
+            raise UserError("normalise: group compares an image's samples; raise sampler.samples above 1")
+        if shared := sorted(set(rewards) & set(objective)):
+            raise UserError(f"a reward and a term are both called {shared[0]!r}: their losses need names of their own")
+        if sampler.guidance != 1:
+            raise UserError("a guided sampler draws from another policy than the one that learns; set guidance: 1")
+        if updates_per_rollout < 1:
+            raise UserError(f"updates_per_rollout is {updates_per_rollout}; a rollout needs an update")
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage != "fit":
             return
+        if self.updates_per_rollout > 1 and self.trainer.accumulate_grad_batches > 1:
+            raise UserError("several updates on a rollout need it whole: set trainer.accumulate_grad_batches to 1")
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         references = data.references("train")
         for reward in self.rewards.values():
             reward.prepare(references)
+        self._cider = CiderD(references)
         # In a list, for a module would go into checkpoints.
         self._reference = [copy.deepcopy(self.captioner).requires_grad_(False).eval()]
         if self.clip is not None:
@@ -89,9 +114,24 @@ class RL(CaptionerStage):
             self._images = self.clip.image_store(self.files("train"), data.cache_dir)
             truth = [caption for row in references.values() for caption in row]
             self._captions = self.clip.caption_store(truth, data.cache_dir)
+        self._mine(data)
 
     def on_fit_start(self) -> None:
         self._reference[0].to(self.device)
+
+    def _mine(self, data: Any) -> None:
+        """Find the look-alikes that a reward or the data's batches ask for, once."""
+        count = max(data.neighbours_needed, *(reward.neighbours for reward in self.rewards.values()))
+        if count == 0 or self.clip is None:
+            return
+        ids = [entry.image_id for entry in data.entries("train")]
+        self._neighbours = Neighbours.mine(self._images[ids], ids, count, self.device)
+        if data.neighbours_needed:
+            data.group_by(self._neighbours.of(ids, 1, count))
+
+    def _look_up(self, image_ids: Sequence[int], first: int, last: int) -> tuple[Tensor, Tensor]:
+        ids = self._neighbours.of(image_ids, first, last)
+        return ids, self._images[ids.flatten().tolist()].unflatten(0, ids.shape)
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
         yield {"params": [p for p in self.captioner.parameters() if p.requires_grad]}
@@ -112,53 +152,54 @@ class RL(CaptionerStage):
             caption_store=None if self.clip is None else self._captions,
             ground_truth_per_image=self.ground_truth_per_image,
             reference=self._reference[0],
+            neighbours=self._look_up,
+            normalise=self.normalise,
             gather=self._gather,
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Dropout would make the samples another policy's than the one that is updated (trap 7).
         self.captioner.eval()
-        experience = self.experience(batch)
+        truncated = 0 if self.clip is None else self.clip.truncated
+        if self._update == 0:
+            self._experience = self.experience(batch)
+        else:
+            self._experience.rescore()
+        experience = self._experience
         advantages = experience.sampled_reward - self.baseline(experience)
         losses = {name: term(experience, advantages) for name, term in self.objective.items()}
         loss = torch.stack([self.objective[name].weight * value for name, value in losses.items()]).sum()
+        if self._update:
+            return loss
+        # A reward that learns does so once a rollout.
         learning = {
             name: value for name, reward in self.rewards.items() if (value := reward.loss(experience)) is not None
         }
         self.log("train/loss", loss, prog_bar=True)
         self.log("reward/total", experience.sampled_reward.mean(), prog_bar=True)
         self.log_train({f"loss/{name}": value for name, value in {**losses, **learning}.items()})
-        self._log_health(experience, advantages, batch_idx)
+        self.log_train(
+            health(
+                experience,
+                advantages,
+                # The last of them: a logger that writes as often then writes values of the same step.
+                costly=(batch_idx + 1) % self.health_every == 0,
+                cider=self._cider,
+                decoder=self.decoder,
+                discriminator=self._learning_discriminator,
+                truncated=None if self.clip is None else self.clip.truncated - truncated,
+            )
+        )
         return loss + sum(learning.values())
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Lightning's closure is training_step with its gradient: called again, it is the rollout's next update."""
+        for update in range(self.updates_per_rollout):
+            self._update = update
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self._update = 0
 
     def _gather(self, values: Tensor) -> tuple[Tensor, int]:
         if self.trainer.world_size == 1:
             return values, 0
         return self.all_gather(values).flatten(0, 1), self.global_rank * len(values)  # type: ignore[union-attr]
-
-    @torch.no_grad()
-    def _log_health(self, experience: Experience, advantages: Tensor, batch_idx: int) -> None:
-        sampled = experience.sampled
-        values: dict[str, Tensor | float] = {"reward/advantage": advantages.mean()}
-        for source in ("sampled", "greedy", "ground_truth"):
-            if (rollout := experience.__dict__.get(source)) is not None and (
-                source == "sampled" or f"{source}_reward" in experience.__dict__
-            ):
-                for name, reward in experience.rewards_of(rollout).items():
-                    values[f"reward/{source}/{name}"] = reward.mean()
-        if self.sampler.samples > 1:
-            mean = group_mean(experience.sampled_reward, sampled.image_index, len(experience.batch))
-            spread = group_mean(
-                (experience.sampled_reward - mean[sampled.image_index]).abs(),
-                sampled.image_index,
-                len(experience.batch),
-            )
-            values["reward/zero_std"] = (spread < 1e-6).float().mean()
-        # The mean surprise of a sample's own tokens is an unbiased estimate of the policy's entropy.
-        values["policy/entropy"] = -masked_mean(sampled.logprobs, sampled.mask).mean()
-        values["policy/length"] = sampled.mask.sum(1).float().mean()
-        if batch_idx % self.health_every == 0:
-            values["policy/kl"] = kl(sampled.logprobs, experience.reference_logprobs, sampled.mask).mean()
-            values["policy/repetition"] = float(repetition(sampled.captions))
-            values["policy/vocabulary"] = float(len({word for caption in sampled.captions for word in caption.split()}))
-        self.log_train(values)
