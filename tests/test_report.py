@@ -257,8 +257,35 @@ def test_the_curves_skip_the_steps_that_did_not_log_them(folder: Path) -> None:
     assert "Entropy over the training steps" not in page
 
 
-def test_without_logs_there_is_no_section_of_curves(folder: Path) -> None:
-    assert "Curves to watch" not in report(folder).read_text()
+def test_without_logs_and_warnings_there_is_no_section_of_health(folder: Path) -> None:
+    assert "<h2>Health</h2>" not in report(folder).read_text()
+
+
+def test_curves_stand_under_the_question_that_they_answer(folder: Path) -> None:
+    (folder / "distcap" / "metrics.csv").write_text("step,policy/kl,reward/gap\n0,0.0,-0.1\n1,0.1,-0.2\n")
+    page = report(folder).read_text()
+    places = [page.index(f"{text}<") for text in ("Is it learning?", "less greedy reward", "Is it collapsing?")]
+    assert places == sorted(places)
+    assert page.index("KL to the captioner before RL<") > places[-1]
+    assert "Does it still say what people say?" not in page  # no curve answers
+
+
+def test_the_warnings_of_a_run_are_counted_at_the_run_and_told_in_full(folder: Path) -> None:
+    rows = [{"step": 3, "symptom": "entropy", "sentence": f"Step {i}: a <b> & b."} for i in (3, 4)]
+    (folder / "clip_only" / "health.json").write_text(json.dumps(rows))
+    (folder / "distcap" / "health.json").write_text("[]")
+    page = report(folder).read_text()
+    assert page.count("2 warnings in training") == 1
+    assert page.count("watched in training: no warning") == 1  # of the mle run, which nobody watched, nothing is said
+    assert page.count('aria-label="Warnings about') == 1
+    assert "Step 3: a &lt;b&gt; &amp; b." in page.split('aria-label="Warnings about clip_only"')[1]
+    assert "Step 4: a &lt;b&gt; &amp; b." in page
+
+
+def test_a_list_of_warnings_that_is_none_is_named(folder: Path) -> None:
+    (folder / "distcap" / "health.json").write_text('{"step": 1}')
+    with pytest.raises(UserError, match=re.escape(str(folder / "distcap" / "health.json"))):
+        report(folder)
 
 
 def test_gains_and_losses_are_the_ranks_that_moved_furthest() -> None:

@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from distcap.functional import ranks
-from distcap.metrics.ngram import ngram_scores
+from distcap.metrics.ngram import split_scores
 from distcap.metrics.retrieval import RetrievalRecall
 from distcap.models import FrozenClip
 from distcap.types import UserError
@@ -21,11 +21,13 @@ log = logging.getLogger(__name__)
 class Evaluation(Callback):
     """Recall@k by the reward CLIP and by a held-out judge, n-gram metrics, and what was said of each image.
 
-    Logged as val/... and test/...; written to RUN/metrics.json and RUN/captions_SPLIT.json.
+    Logged as val/... and test/...; written to RUN/metrics.json and RUN/captions_SPLIT.json. The values of each image,
+    for intervals and paired tests, are in RUN/scores_SPLIT.json.
 
     Args:
         clip: the CLIP of the reward.
-        judge: another CLIP, which no reward has seen: the gap between the two tells hacking from describing.
+        judge: another CLIP, which no reward has seen: the gap between the two, logged as judge_gap, tells hacking from
+            describing.
         java: METEOR and SPICE at test time, where Java is installed.
         missing_clip: what to do if a CLIP cannot be loaded: stop before training, or say so and measure no recall.
     """
@@ -73,14 +75,15 @@ class Evaluation(Callback):
         self._evaluate(trainer, pl_module, "test")
 
     def _evaluate(self, trainer: Trainer, stage: LightningModule, split: str) -> None:
-        captions = _gather(self._captions, trainer.world_size)
+        captions = dict(sorted(_gather(self._captions, trainer.world_size).items()))
         data = trainer.datamodule  # type: ignore[attr-defined]
         files = {e.image_id: data.path(e) for e in data.entries(split) if e.image_id in captions}
         references = {image: row for image, row in data.references(split).items() if image in captions}
         scores: dict[str, float] = {}
+        each: dict[str, list[Any]] = {}
         similarity = images = torch.zeros(len(captions), len(captions))  # nothing is known: all tie
         for prefix, clip in self.clips.items():
-            ids = torch.tensor(sorted(captions))
+            ids = torch.tensor(list(captions))
             images = clip.image_store(files, data.cache_dir)[ids.tolist()].to(stage.device)
             before = clip.truncated
             metric = RetrievalRecall()
@@ -89,15 +92,24 @@ class Evaluation(Callback):
             embeddings = clip.embed_captions(list(distinct))[[distinct[captions[i]] for i in ids.tolist()]]
             # The captions are gathered already, so that every process computes the same.
             metric.update(embeddings, images, ids.to(stage.device))
-            scores |= {f"{prefix}{name}": float(value) for name, value in metric.compute().items()}
+            for name, hits in metric.hits().items():
+                scores[f"{prefix}{name}"] = float(hits.mean())
+                each[f"{prefix}{name}"] = hits.tolist()
             scores[f"{prefix}truncated"] = float(clip.truncated - before)
             similarity = metric.similarity()
-        scores |= ngram_scores(captions, references, java=self.java and split == "test" and trainer.is_global_zero)
+        if self.clips.keys() == {"", "judge_"}:
+            scores["judge_gap"] = scores["t2i_recall@1"] - scores["judge_t2i_recall@1"]
+        java = self.java and split == "test" and trainer.is_global_zero
+        text_scores, text_each = split_scores(captions, references, java)
+        scores |= text_scores
+        each |= text_each
         shared = {name: value for name, value in scores.items() if name not in ("meteor", "spice")}
         stage.log_dict({f"{split}/{name}": value for name, value in shared.items()}, rank_zero_only=True)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(trainer.default_root_dir)
             _update_json(folder / "metrics.json", split, scores)
+            table = {"image_ids": list(captions), "scores": each}
+            (folder / f"scores_{split}.json").write_text(json.dumps(table))
             rows = caption_table(captions, references, files, similarity, images)
             (folder / f"captions_{split}.json").write_text(json.dumps(rows, indent=1))
             _log_table(trainer, split, rows[:64])

@@ -16,9 +16,13 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from subprocess import PIPE
+from typing import Any
 
+from distcap.ngrams import tokenize
 from distcap.types import UserError
 
 # What pycocoevalcap leaves out of spice/lib, as Maven coordinates (group:artifact:version:packaging[:classifier]):
@@ -76,27 +80,109 @@ def install_spice() -> Path:
     return lib
 
 
-def java_scores(captions: Mapping[int, str], references: Mapping[int, Sequence[str]]) -> dict[str, float]:
-    """The "meteor" and "spice" of tokenised captions, image id -> caption; one that cannot be computed is left out.
+@dataclass(frozen=True)
+class JavaScore:
+    """A metric of one system's captions, as shares of one (papers print them times 100)."""
 
-    Both are shares of one (papers print them times 100). Warns once for each one left out, with the reason.
+    corpus: float
+    """of the collection: SPICE's is the mean of its captions; METEOR's pools their statistics, and is not"""
+    each: list[float]
+    """of each caption, in their order"""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """One system's tokenised captions, and what they are compared with."""
+
+    captions: Mapping[int, str]
+    """image id -> caption"""
+    references: Mapping[int, Sequence[str]]
+    """image id -> its ground truth, of these images at least"""
+
+    @classmethod
+    def of(cls, captions: Mapping[int, str], references: Mapping[int, Sequence[str]]) -> "Texts":
+        """Tokenise captions, and the references of their images."""
+        return cls(
+            {image: " ".join(tokenize(caption)) for image, caption in captions.items()},
+            {image: [" ".join(tokenize(text)) for text in references[image]] for image in captions},
+        )
+
+
+def java_scores(texts: Texts) -> dict[str, JavaScore]:
+    """The "meteor" and "spice" of one system; one that cannot be computed is left out.
+
+    Warns once for each one left out, with the reason.
     """
     scores = {}
-    for name, metric in (("meteor", meteor), ("spice", spice)):
+    for name, metric in METRICS.items():
         try:
-            scores[name] = metric(captions, references)
+            scores[name] = metric([texts])[0]
         except (UserError, OSError) as error:
             warnings.warn(f"{name.upper()} is left out: {error}", stacklevel=2)
     return scores
 
 
-def meteor(captions: Mapping[int, str], references: Mapping[int, Sequence[str]], limit: float = 900) -> float:
-    """METEOR 1.5 (Denkowski and Lavie 2014) of a collection of tokenised captions, in [0, 1].
+def score_runs(files: Sequence[Path]) -> None:
+    """Add METEOR and SPICE to runs that were evaluated without them: to RUN/scores_SPLIT.json and RUN/metrics.json.
 
-    Raises UserError if Java is missing, fails, or needs more than `limit` seconds.
+    All runs share one Java program a metric: starting SPICE takes longer than scoring a run, and what several runs say
+    of an image is parsed once. A run that has a metric is not scored again. What cannot be computed is left out, with
+    one warning for all runs and both metrics.
+
+    Args:
+        files: RUN/scores_SPLIT.json, next to metrics.json and captions_SPLIT.json, as Evaluation writes them.
+    """
+    troubles = []
+    for name, metric in METRICS.items():
+        lacking = [file for file in files if not _has(file, name)]
+        try:
+            found = metric([_read_texts(_captions(file)) for file in lacking]) if lacking else []
+        except (UserError, OSError) as error:
+            troubles.append(f"{name.upper()} is left out: {error}")
+            continue
+        for file, score in zip(lacking, found, strict=True):
+            metrics, scores = _read(file.with_name("metrics.json")), _read(file)
+            metrics[_split(file)][name] = score.corpus
+            scores["scores"][name] = score.each
+            file.write_text(json.dumps(scores))
+            file.with_name("metrics.json").write_text(json.dumps(metrics, indent=2))
+    if troubles:
+        warnings.warn("; ".join(troubles), stacklevel=2)
+
+
+def _split(file: Path) -> str:
+    return file.stem.removeprefix("scores_")
+
+
+def _captions(file: Path) -> Path:
+    return file.with_name(f"captions_{_split(file)}.json")
+
+
+def _has(file: Path, metric: str) -> bool:
+    metrics = _read(file.with_name("metrics.json"))
+    return metric in metrics[_split(file)] and metric in _read(file)["scores"]
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} can't be read as JSON ({error}); evaluate the run again: `distcap test`") from error
+
+
+def _read_texts(file: Path) -> Texts:
+    rows = _read(file)
+    return Texts.of({r["image_id"]: r["caption"] for r in rows}, {r["image_id"]: r["ground_truth"] for r in rows})
+
+
+def meteor(systems: Sequence[Texts], limit: float = 900) -> list[JavaScore]:
+    """METEOR 1.5 (Denkowski and Lavie 2014) of each system's captions, and of each caption alone.
+
+    Raises UserError if Java is missing, fails, or needs more than `limit` seconds a system.
     """
     if reason := missing("meteor"):
         raise UserError(reason)
+    limit *= len(systems)
     command = [*_java("2G"), "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
     start = time.monotonic()
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
@@ -114,11 +200,17 @@ def meteor(captions: Mapping[int, str], references: Mapping[int, Sequence[str]],
             assert process.stdout is not None
             return process.stdout.readline().strip()
 
-        try:
+        def score(texts: Texts) -> JavaScore:
+            captions, references = texts.captions, texts.references
             statistics = [ask("SCORE", *map(_field, references[i]), _field(captions[i])) for i in captions]
+            if not statistics:
+                return JavaScore(0.0, [])
             # The answer is a line for each caption, this being the first, and then one for the collection.
             each = [ask("EVAL", *statistics), *(answer() for _ in statistics[1:])]
-            return float(answer()) if each else 0.0
+            return JavaScore(float(answer()), list(map(float, each)))
+
+        try:
+            return [score(texts) for texts in systems]
         except (OSError, ValueError):
             if time.monotonic() - start >= limit:
                 raise UserError(f"Java did not end within {limit:g} s") from None
@@ -132,21 +224,20 @@ def meteor(captions: Mapping[int, str], references: Mapping[int, Sequence[str]],
             process.communicate()  # closes the pipes
 
 
-def spice(
-    captions: Mapping[int, str],
-    references: Mapping[int, Sequence[str]],
-    limit: float = 3600,
-    cache: Path | None = None,
-) -> float:
-    """SPICE 1.0 (Anderson et al. 2016): F-score of scene-graph tuples, mean over tokenised captions, in [0, 1].
+def spice(systems: Sequence[Texts], limit: float = 3600, cache: Path | None = None) -> list[JavaScore]:
+    """SPICE 1.0 (Anderson et al. 2016) of each system: F-score of scene-graph tuples, and its mean over captions.
 
     Parsed captions are kept in `cache` (None: the user's cache folder), so that the second evaluation on the same
-    references takes a fraction of the first. Raises UserError if Java or an archive is missing, if Java fails, or
-    needs more than `limit` seconds.
+    references takes a fraction of the first. What several systems say of an image is scored once. Raises UserError if
+    Java or an archive is missing, if Java fails, or needs more than `limit` seconds a system.
     """
     if reason := missing("spice"):
         raise UserError(reason)
-    pairs = [{"image_id": i, "test": captions[i], "refs": list(references[i])} for i in captions]
+    limit *= len(systems)
+    asked = [[(t.captions[i], tuple(t.references[i])) for i in t.captions] for t in systems]
+    # Numbered: SPICE's image ids need not be ours, and two systems differ on an image.
+    numbers = {pair: number for number, pair in enumerate(dict.fromkeys(pair for pairs in asked for pair in pairs))}
+    pairs = [{"image_id": number, "test": test, "refs": refs} for (test, refs), number in numbers.items()]
     # A variable and not arguments, because Java 8 stops at an argument it does not know.
     opened = " ".join(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED)
     environment = os.environ | {"JDK_JAVA_OPTIONS": f"{os.environ.get('JDK_JAVA_OPTIONS', '')} {opened}".strip()}
@@ -170,9 +261,13 @@ def spice(
             raise UserError(f"Java did not end within {limit:g} s") from None
         if java.returncode != 0 or not target.exists():
             raise UserError(f"Java failed: {_reason(java.stdout + java.stderr)}")
-        scores = json.loads(target.read_text())
-    # A caption and references without a single tuple between them have no F-score.
-    return sum(float(image["scores"]["All"]["f"] or 0) for image in scores) / max(len(scores), 1)
+        # A caption and references without a single tuple between them have no F-score.
+        found = {image["image_id"]: float(image["scores"]["All"]["f"] or 0) for image in json.loads(target.read_text())}
+    each = [[found[numbers[pair]] for pair in pairs] for pairs in asked]
+    return [JavaScore(fmean(values) if values else 0.0, values) for values in each]
+
+
+METRICS = {"meteor": meteor, "spice": spice}
 
 
 def _java(heap: str) -> list[str]:

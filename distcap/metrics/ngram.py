@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
-from distcap.metrics.java import java_scores
+import numpy as np
+
+from distcap.metrics.java import Texts, java_scores
 from distcap.ngrams import CiderD, bad_ending, distinct, repetition, tokenize
 from distcap.types import UserError
 
@@ -17,31 +20,80 @@ def ngram_scores(
       and are left out, with a warning, where it is missing, or where `java` is False.
     - "cider": CIDEr-D with document frequencies from these references, as papers report it; 0 to 10.
     - "length": tokens a caption. "distinct@1", "distinct@2", "repetition", "bad_endings": see distcap.ngrams.
+    - "vocabulary": different words in all captions.
 
     Raises UserError if the two do not hold the same images, or an image has no reference.
     """
+    return split_scores(captions, references, java)[0]
+
+
+def split_scores(
+    captions: Mapping[int, str], references: Mapping[int, Sequence[str]], java: bool = True
+) -> tuple[dict[str, float], dict[str, list[Any]]]:
+    """The metrics of a split, see `ngram_scores`, and the values of each caption that they are made of, in its order.
+
+    A caption's "bleu_counts" are the row that `bleu` wants the sum of. Its "meteor" is that of a collection which holds
+    nothing else; all others are such that their mean is the split's. What is counted over all captions at once, the
+    vocabulary and distinct-n, has no value of a caption.
+    """
     _check(captions, references)
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.rouge.rouge import Rouge
-
     texts = list(captions.values())
-    candidates = {i: " ".join(tokenize(caption)) for i, caption in captions.items()}
-    truths = {i: [" ".join(tokenize(reference)) for reference in references[i]] for i in captions}
-    listed = {i: [candidate] for i, candidate in candidates.items()}
-
-    bleu, _ = Bleu(4).compute_score(truths, listed, verbose=0)
-    rouge_l, _ = Rouge().compute_score(truths, listed)
-    scores = {f"bleu@{n}": float(score) for n, score in enumerate(bleu, start=1)}
-    scores["rouge_l"] = float(rouge_l)
-    scores["cider"] = float(CiderD(references)(texts, list(captions)).mean())
-    if java:
-        scores |= java_scores(candidates, truths)
-    scores["length"] = fmean(len(tokenize(text)) for text in texts)
+    tokenized = Texts.of(captions, references)
+    each: dict[str, list[Any]] = {
+        "bleu_counts": _bleu_counts(tokenized),
+        "rouge_l": _rouge_l(tokenized),
+        "cider": CiderD(references)(texts, list(captions)).tolist(),
+        "length": [len(tokenize(text)) for text in texts],
+        "repetition": [repetition([text]) for text in texts],
+        "bad_endings": [float(bad_ending(text)) for text in texts],
+    }
+    in_java = java_scores(tokenized) if java else {}
+    scores = {f"bleu@{n}": float(score) for n, score in enumerate(bleu(np.sum(each["bleu_counts"], axis=0)), start=1)}
+    scores |= {name: fmean(each[name]) for name in ("rouge_l", "cider")}
+    scores |= {name: score.corpus for name, score in in_java.items()}
+    scores["length"] = fmean(each["length"])
     scores["distinct@1"] = distinct(texts, 1)
     scores["distinct@2"] = distinct(texts, 2)
-    scores["repetition"] = repetition(texts)
-    scores["bad_endings"] = fmean(map(bad_ending, texts))
-    return scores
+    scores["vocabulary"] = float(len({token for text in texts for token in tokenize(text)}))
+    scores |= {name: fmean(each[name]) for name in ("repetition", "bad_endings")}
+    return scores, each | {name: score.each for name, score in in_java.items()}
+
+
+def bleu(counts: np.ndarray) -> np.ndarray:
+    """(..., 10) counts of a collection -> (..., 4) its BLEU-1 to BLEU-4 (Papineni et al. 2002), shares of one.
+
+    The counts are sums over captions of correct n-grams, n = 1 to 4, of n-grams said, of words, and of words in the
+    reference of the closest length. The small numbers are those by which pycocoevalcap avoids dividing by zero.
+    """
+    correct, said = counts[..., :4], counts[..., 4:8]
+    words, expected = counts[..., 8:9], counts[..., 9:10]
+    precision = np.cumprod((correct + 1e-15) / (said + 1e-9), axis=-1) ** (1 / np.arange(1, 5))
+    ratio = (words + 1e-15) / (expected + 1e-9)
+    return precision * np.exp(np.minimum(1 - 1 / ratio, 0))
+
+
+def _bleu_counts(texts: Texts) -> list[list[int]]:
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+    scorer = BleuScorer(n=4)
+    for image, caption in texts.captions.items():
+        scorer += (caption, texts.references[image])
+    return [
+        [
+            *row["correct"],
+            *row["guess"],
+            row["testlen"],
+            scorer._single_reflen(row["reflen"], "closest", row["testlen"]),
+        ]
+        for row in scorer.ctest
+    ]
+
+
+def _rouge_l(texts: Texts) -> list[float]:
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    rouge = Rouge()
+    return [float(rouge.calc_score([caption], texts.references[i])) for i, caption in texts.captions.items()]
 
 
 def _check(captions: Mapping[int, str], references: Mapping[int, Sequence[str]]) -> None:

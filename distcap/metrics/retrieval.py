@@ -1,6 +1,7 @@
 """Recall@k of captions and images among each other."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -39,13 +40,21 @@ class RetrievalRecall(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """{t2i_recall@k, i2t_recall@k} in percent, over one caption an image."""
+        return {name: hits.mean() for name, hits in self.hits().items()}
+
+    def hits(self) -> dict[str, Tensor]:
+        """{t2i_recall@k, i2t_recall@k} of each image alone, (N,) float64 in the order of ids: 100 if found, else 0.
+
+        In between where a tie decides: the chance of being found.
+        """
         similarity = self.similarity()
         own = torch.arange(len(similarity), device=similarity.device)
-        scores = {}
+        hits = {}
         for prefix, matrix in (("t2i", similarity), ("i2t", similarity.T)):
             better, ties = ranks(matrix, own)
-            scores.update({f"{prefix}_recall@{k}": recall(better, ties, k) for k in self.top_k})
-        return scores
+            for k in self.top_k:
+                hits[f"{prefix}_recall@{k}"] = torch.vmap(partial(recall, k=k))(better, ties)
+        return hits
 
     def similarity(self) -> Tensor:
         """(N, N) captions x images in the order of ids, float64.

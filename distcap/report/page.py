@@ -14,6 +14,7 @@ from typing import Any
 from distcap.report.plots import curves, tradeoff
 from distcap.report.runs import BASELINE, OURS, Run, load_runs
 from distcap.report.tables import TABLES, page_table, table
+from distcap.report.template import template
 
 # The last rank of each shade of a rank's badge; "far" is what lies beyond.
 RANKS = {"first": 1, "near": 5, "middle": 10}
@@ -59,15 +60,8 @@ def render(
     title: str, runs: Sequence[Run], split: str, pictures: "Pictures", *, images: int = 24, seed: int = 0
 ) -> str:
     """The page as a string."""
-    import jinja2
-
     from distcap import __version__
 
-    # Captions are a model's output on anybody's images, so nothing reaches the page unescaped but the plots.
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8"))
     base = next((run for run in runs if run.name == BASELINE), runs[0])
     best = next((run for run in runs if run.name == OURS), runs[-1])
     ids = sorted({image_id for run in runs for image_id in run.captions})
@@ -77,25 +71,29 @@ def render(
     judged = any(run.value("judge_t2i_recall@1") is not None for run in runs)
     recall_key, ranker = ("judge_t2i_recall@1", "judge") if judged else ("t2i_recall@1", "reward CLIP")
     # The template's macros leave blank lines behind, and a page starts with its doctype.
-    return template.render(
-        title=title,
-        version=__version__,
-        split=split,
-        seed=seed,
-        runs=runs,
-        base=base,
-        best=best,
-        recall_key=recall_key,
-        ranker=ranker,
-        tables=[page_table(heading, groups, runs) for heading, groups in TABLES.items()],
-        tradeoff=tradeoff(runs, base, recall_key, ranker),
-        curves=curves(runs),
-        total=len(ids),
-        gallery=[_card(image_id, runs, pictures) for image_id in drawn],
-        gains=[_card(image_id, runs, pictures) for image_id in gains],
-        losses=[_card(image_id, runs, pictures) for image_id in losses],
-        missing=len(pictures.missing),
-    ).lstrip()
+    return (
+        template("page")
+        .render(
+            title=title,
+            version=__version__,
+            split=split,
+            seed=seed,
+            runs=runs,
+            base=base,
+            best=best,
+            recall_key=recall_key,
+            ranker=ranker,
+            tables=[page_table(heading, groups, runs) for heading, groups in TABLES.items()],
+            tradeoff=tradeoff(runs, base, recall_key, ranker),
+            curves=curves(runs),
+            total=len(ids),
+            gallery=[_card(image_id, runs, pictures) for image_id in drawn],
+            gains=[_card(image_id, runs, pictures) for image_id in gains],
+            losses=[_card(image_id, runs, pictures) for image_id in losses],
+            missing=len(pictures.missing),
+        )
+        .lstrip()
+    )
 
 
 def extremes(base: Run, other: Run, count: int = 3) -> tuple[list[int], list[int]]:

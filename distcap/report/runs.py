@@ -15,11 +15,39 @@ COLORS = {BASELINE: "#6b7a90", "clip_only": "#d9622b", OURS: "#12897b"}
 MORE_COLORS = ("#8a63d2", "#2f7fc9", "#c2477f", "#8a7a1f", "#a0522d")
 # Matplotlib needs a colour where the page wants "whatever the text's colour is, in light and in dark".
 INK = "#012345"
-CURVES = {
-    "reward/total": ("Reward", "Should rise, then level off. Scales differ from run to run: compare shapes."),
-    "policy/length": ("Length", "Should stay near the human captions'. A steady climb is padding for the reward."),
-    "policy/entropy": ("Entropy", "May sink slowly. A plunge to zero means every image gets the same few words."),
+HEALTH = {
+    "Is it learning?": {
+        "reward/total": ("Reward", "Should rise, then level off. Its sign and scale mean nothing: compare shapes."),
+        "reward/gap": ("Sampled less greedy reward", "A little below zero. Far below, the sampler strays too far."),
+        "advantage/positive": ("Samples above the baseline", "Near half. Near none or all, the baseline is off."),
+        "advantage/std": ("Spread of the advantages", "What a step can learn from. At zero, nothing."),
+        "reward/zero_std": ("Images with no spread", "All samples score alike. Near one, nothing is learnt."),
+    },
+    "Does it still say what people say?": {
+        "policy/greedy_cider": ("CIDEr of greedy captions", "Should hold. Falling while the reward rises is hacking."),
+        "policy/cider": ("CIDEr of samples", "Likewise, though a mere loss of entropy raises it."),
+        "policy/length": ("Length", "Should stay near the human captions'. A steady climb is padding for the reward."),
+        "policy/repetition": ("Repeated phrases", "Near the human captions'. A climb says that saying it twice pays."),
+        "policy/bad_endings": ("Captions that break off", 'Near zero. A climb is "a dog on a".'),
+        "policy/unfinished": ("Samples without an end", "Near zero. A climb says that stopping is being forgotten."),
+        "policy/truncated": ("Captions that CLIP cuts", "Near zero. The reward reads only what fits into CLIP."),
+        "discriminator/accuracy": ("Discriminator's accuracy", "At a half, chance, samples pass for human."),
+        "val/judge_gap": (
+            "Reward CLIP less judge (R@1)",
+            "Should stay. If it grows, the reward CLIP is being hacked.",
+        ),
+    },
+    "Is it collapsing?": {
+        "policy/entropy": ("Entropy", "May sink slowly. A plunge to zero means every image gets the same few words."),
+        "policy/vocabulary": ("Different words in a step", "Should hold. Where words are lost, so are differences."),
+        "policy/kl": (
+            "KL to the captioner before RL",
+            "Levels off. A steady climb forgets what people taught it.",
+        ),
+    },
 }
+"""Question -> log key -> title of a curve, and what to look for."""
+CURVES = {key: texts for curves in HEALTH.values() for key, texts in curves.items()}
 
 
 @dataclass
@@ -34,11 +62,17 @@ class Run:
     """image id -> row of the caption table"""
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """log key -> (step, value) pairs"""
+    warnings: list[dict[str, Any]] | None = None
+    """step, symptom and sentence of each, as HackingWatch left them; None if the run was not watched"""
 
     def value(self, key: str) -> float | None:
         """The metric, or None where it wasn't measured or isn't a finite number."""
         value = self.metrics.get(key)
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+    def interval(self, key: str) -> tuple[float, float] | None:
+        """How far the metric is to be trusted, where that is known: of one run it is not."""
+        return None
 
 
 def load_runs(folder: Path) -> tuple[list[Run], str]:
@@ -58,7 +92,7 @@ def load_runs(folder: Path) -> tuple[list[Run], str]:
     known = list(COLORS)
     evaluated.sort(key=lambda path: (path / "metrics.json").stat().st_mtime)
     evaluated.sort(key=lambda path: known.index(path.name) if path.name in known else len(known))
-    metrics = {path: _read_metrics(path / "metrics.json") for path in evaluated}
+    metrics = {path: read_metrics(path / "metrics.json") for path in evaluated}
     split = "test" if any("test" in splits for splits in metrics.values()) else "val"
     strangers = [path.name for path in evaluated if path.name not in known]
     colors = COLORS | {name: MORE_COLORS[i % len(MORE_COLORS)] for i, name in enumerate(strangers)}
@@ -67,32 +101,36 @@ def load_runs(folder: Path) -> tuple[list[Run], str]:
             name=path.name,
             color=colors[path.name],
             metrics=splits.get(split, {}),
-            captions=_read_captions(path / f"captions_{split}.json"),
+            captions=read_captions(path / f"captions_{split}.json"),
             curves=_read_curves(path / "metrics.csv"),
+            warnings=_read_warnings(path / "health.json"),
         )
         for path, splits in metrics.items()
     ]
     return runs, split
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; a UserError that names the file where that cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as JSON ({error}). Evaluate the run again, or move it away.") from error
 
 
-def _read_metrics(path: Path) -> dict[str, dict[str, float]]:
-    metrics = _read_json(path)
+def read_metrics(path: Path) -> dict[str, dict[str, float]]:
+    """metrics.json: split -> metric -> value."""
+    metrics = read_json(path)
     if not isinstance(metrics, dict) or not all(isinstance(split, dict) for split in metrics.values()):
         raise UserError(f"{path} should map each split to its metrics, as in {{'test': {{'cider': 1.2}}}}.")
     return metrics
 
 
-def _read_captions(path: Path) -> dict[int, dict[str, Any]]:
+def read_captions(path: Path) -> dict[int, dict[str, Any]]:
+    """captions_SPLIT.json: image id -> row; empty where there is no such file."""
     if not path.exists():
         return {}
-    rows = _read_json(path)
+    rows = read_json(path)
     if not isinstance(rows, list):
         raise UserError(f"{path} should be a list with one row an image; found {rows!r:.80}.")
     keys = {"image_id", "file", "caption", "rank", "ground_truth", "lookalike"}
@@ -100,6 +138,15 @@ def _read_captions(path: Path) -> dict[int, dict[str, Any]]:
         if not isinstance(row, dict) or not keys <= row.keys():
             raise UserError(f"{path}: row {number} should have the keys {', '.join(sorted(keys))}; found {row!r:.120}.")
     return {row["image_id"]: row for row in rows}
+
+
+def _read_warnings(path: Path) -> list[dict[str, Any]] | None:
+    if not path.exists():
+        return None
+    rows = read_json(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "sentence" in row for row in rows):
+        raise UserError(f"{path} should be a list of warnings, each with a sentence; found {rows!r:.80}. Move it away.")
+    return rows
 
 
 def _read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:

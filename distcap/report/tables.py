@@ -52,6 +52,15 @@ TABLES: dict[str, tuple[Group, ...]] = {
         _recall("judge_", "the judge", "i2t"),
         _recall("", "the reward CLIP", "t2i"),
         _recall("", "the reward CLIP", "i2t"),
+        Group(
+            "hacking",
+            "What only the CLIP that gives the reward sees.",
+            (
+                Column(
+                    "judge_gap", "gap", "caption → image R@1 by the reward CLIP less that by the judge", 1, better=-1
+                ),
+            ),
+        ),
     ),
     "Is it well written?": (
         Group(
@@ -71,6 +80,7 @@ TABLES: dict[str, tuple[Group, ...]] = {
             (
                 Column("length", "length", "mean length of a caption in words", digits=1, better=0),
                 Column("distinct@1", "distinct", "different words as a share of all words"),
+                Column("vocabulary", "words", "different words in all captions", digits=0, better=0),
                 Column("repetition", "repeats", "share of word pairs that a caption has said before", better=-1),
                 Column("bad_endings", "cut off", "share of captions that break off: “a dog on a”", better=-1),
             ),
@@ -102,6 +112,15 @@ def cells(runs: Sequence[Run], column: Column) -> list[tuple[str, bool]]:
     return [(text, contest and text != MISSING and column.better * float(text) == max(scores)) for text in texts]
 
 
+def span(run: Run, column: Column) -> str:
+    """The interval of a run's metric as text, "" where none is known."""
+    interval = run.interval(column.key)
+    if interval is None:
+        return ""
+    dash = "–" if interval[0] >= 0 else " to "  # noqa: RUF001 - a dash before a minus is hard to read
+    return dash.join(f"{bound:.{column.digits}f}" for bound in interval)
+
+
 def table(runs: Sequence[Run], split: str = "test") -> "Table":
     """The main metrics of the runs for a terminal of 100 columns, the best of each in bold."""
     from rich import box
@@ -130,6 +149,9 @@ def page_table(heading: str, groups: Iterable[Group], runs: Sequence[Run]) -> di
             kept.append(Group(group.title, group.meaning, columns))
     # The first column of a group carries the rule that sets it apart from its neighbour.
     columns_ = [(column, column is group.columns[0]) for group in kept for column in group.columns]
-    body = [(cells(runs, column), starts) for column, starts in columns_]
-    rows = [(run, [(*column[number], starts) for column, starts in body]) for number, run in enumerate(runs)]
+    body = [(column, cells(runs, column), starts) for column, starts in columns_]
+    rows = [
+        (run, [(*texts[number], starts, span(run, column)) for column, texts, starts in body])
+        for number, run in enumerate(runs)
+    ]
     return {"heading": heading, "groups": kept, "rows": rows}

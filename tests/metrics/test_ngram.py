@@ -1,16 +1,19 @@
 """The table of writing quality: its keys, its numbers, and what happens without Java."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from distcap.metrics import java
-from distcap.metrics.ngram import ngram_scores
+from distcap.metrics.ngram import bleu, ngram_scores, split_scores
 from distcap.ngrams import CiderD
 from distcap.types import UserError
 
@@ -19,6 +22,7 @@ REFERENCES = {2: ["two cats sleep", "cats"], 4: ["a brown dog lies on a porch", 
 TEXT_KEYS = {"bleu@1", "bleu@2", "bleu@3", "bleu@4", "rouge_l", "cider", "length", "repetition", "bad_endings"} | {
     "distinct@1",
     "distinct@2",
+    "vocabulary",
 }
 
 needs_java = pytest.mark.skipif(java.missing("meteor") is not None, reason=str(java.missing("meteor")))
@@ -102,7 +106,7 @@ def test_java_that_fails_is_a_clear_error(metric, monkeypatch, tmp_path):
     monkeypatch.setattr(java, "SPICE_JARS", ())
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(UserError, match="Java failed: Error: no room for the heap"):
-        getattr(java, metric)(CAPTIONS, REFERENCES)
+        getattr(java, metric)([java.Texts(CAPTIONS, REFERENCES)])
 
 
 @pytest.mark.parametrize("metric", ["meteor", "spice"])
@@ -112,7 +116,7 @@ def test_java_that_hangs_is_stopped_at_the_limit(metric, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     start = time.monotonic()
     with pytest.raises(UserError, match=r"did not end within 0\.3 s"):
-        getattr(java, metric)(CAPTIONS, REFERENCES, limit=0.3)
+        getattr(java, metric)([java.Texts(CAPTIONS, REFERENCES)], limit=0.3)
     assert time.monotonic() - start < 30
 
 
@@ -142,12 +146,130 @@ def test_the_table_is_imported_without_its_heavy_libraries():
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+CORPUS = {0: "a dog on a", 1: "red bus", 2: "", 3: "a cat sleeps on a red sofa near the dog", 4: "a dog on a porch"}
+TRUTHS = {
+    0: ["a dog on a porch", "dog"],
+    1: ["a red bus", "the bus is red and long"],
+    2: ["two cats"],
+    3: ["a cat sleeps on a sofa", "the dog looks at a cat on a red sofa"],
+    4: ["a dog on a porch"],
+}
+
+
+def test_bleu_of_the_summed_counts_is_pycocoevalcaps_of_the_corpus():
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    expected, _ = Bleu(4).compute_score(TRUTHS, {i: [caption] for i, caption in CORPUS.items()}, verbose=0)
+    scores = ngram_scores(CORPUS, TRUTHS, java=False)
+    assert [scores[f"bleu@{n}"] for n in (1, 2, 3, 4)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_counts_of_bleu_by_hand():
+    # "a dog runs fast" shares a, dog, fast and "a dog"; it has 4, 3, 2, 1 n-grams; the reference of 5 words is closer
+    # to its 4 than the one of 2.
+    _, each = split_scores({0: "a dog runs fast"}, {0: ["a dog fast sits down", "a dog"]}, java=False)
+    assert each["bleu_counts"] == [[3, 1, 0, 0, 4, 3, 2, 1, 4, 5]]
+
+
+def test_bleu_of_several_collections_is_that_of_each():
+    _, each = split_scores(CORPUS, TRUTHS, java=False)
+    counts = np.array(each["bleu_counts"])
+    stacked = bleu(np.stack([counts[:2].sum(0), counts[3:].sum(0)]))
+    assert stacked.shape == (2, 4)
+    assert stacked[1] == pytest.approx(bleu(counts[3:].sum(0)))
+
+
+def test_the_values_of_the_captions_have_the_splits_as_their_mean():
+    scores, each = split_scores(CORPUS, TRUTHS, java=False)
+    assert each.keys() == {"bleu_counts", "rouge_l", "cider", "length", "repetition", "bad_endings"}
+    for name in each.keys() - {"bleu_counts"}:
+        assert len(each[name]) == 5
+        assert np.mean(each[name]) == pytest.approx(scores[name])
+
+
+def test_the_values_of_the_captions_are_in_the_captions_order():
+    _, each = split_scores({7: "a red dog and a red dog", 3: "a dog on a"}, {3: ["a"], 7: ["a"]}, java=False)
+    assert each["length"] == [7, 4]
+    assert each["repetition"] == pytest.approx([2 / 6, 0])
+    assert each["bad_endings"] == [0, 1]
+
+
+def test_the_vocabulary_counts_each_word_once_over_all_captions():
+    # a, dog, on, porch, cat
+    scores = ngram_scores({0: "A dog on a porch.", 1: "a cat on a dog"}, {0: ["a"], 1: ["a"]}, java=False)
+    assert scores["vocabulary"] == 5
+
+
+@pytest.fixture
+def fake_java(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """METEOR and SPICE that give a caption its number of words; the calls, as (metric, systems)."""
+    calls: list[tuple[str, int]] = []
+
+    def metric(name: str):
+        def score(systems: Sequence[java.Texts]) -> list[java.JavaScore]:
+            calls.append((name, len(systems)))
+            each = [[float(len(caption.split())) for caption in texts.captions.values()] for texts in systems]
+            return [java.JavaScore(sum(values) / len(values), values) for values in each]
+
+        return score
+
+    monkeypatch.setattr(java, "METRICS", {name: metric(name) for name in ("meteor", "spice")})
+    return calls
+
+
+def write_run(folder: Path, *captions: str, **scores: list[float]) -> Path:
+    folder.mkdir()
+    rows = [{"image_id": i, "caption": caption, "ground_truth": ["A dog."]} for i, caption in enumerate(captions)]
+    (folder / "captions_test.json").write_text(json.dumps(rows))
+    metrics = {name: sum(values) / len(values) for name, values in scores.items()}
+    (folder / "metrics.json").write_text(json.dumps({"val": {"cider": 3.0}, "test": {"cider": 1.0, **metrics}}))
+    table = {"image_ids": list(range(len(captions))), "scores": {"cider": [1.0] * len(captions), **scores}}
+    (folder / "scores_test.json").write_text(json.dumps(table))
+    return folder / "scores_test.json"
+
+
+def test_many_runs_are_scored_by_one_call_of_each_java_metric(tmp_path, fake_java):
+    runs = [write_run(tmp_path / "a", "A dog.", "a"), write_run(tmp_path / "b", "two cats sleep", "a")]
+    java.score_runs(runs)
+    assert fake_java == [("meteor", 2), ("spice", 2)]
+    for run, each in zip(runs, ([2, 1], [3, 1]), strict=True):
+        scores = json.loads(run.read_text())["scores"]
+        assert scores == {"cider": [1, 1], "meteor": each, "spice": each}
+        metrics = json.loads(run.with_name("metrics.json").read_text())
+        assert metrics["val"] == {"cider": 3}
+        assert metrics["test"] == {"cider": 1, "meteor": sum(each) / 2, "spice": sum(each) / 2}
+
+
+def test_a_run_that_has_a_java_metric_is_not_scored_again(tmp_path, fake_java):
+    done = write_run(tmp_path / "done", "a dog", meteor=[0.5], spice=[0.25])
+    half = write_run(tmp_path / "half", "a dog", meteor=[0.5])
+    before = done.with_name("metrics.json").read_text()
+    java.score_runs([done, half])
+    assert fake_java == [("spice", 1)]
+    assert done.with_name("metrics.json").read_text() == before
+    assert json.loads(half.with_name("metrics.json").read_text())["test"] == {"cider": 1, "meteor": 0.5, "spice": 2}
+
+
+def test_without_java_many_runs_cost_one_warning_and_stay_as_they_are(monkeypatch, tmp_path):
+    runs = [write_run(tmp_path / name, "a dog") for name in ("a", "b", "c")]
+    before = [run.with_name("metrics.json").read_text() for run in runs]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.warns(UserWarning, match=r"METEOR is left out: there is no `java`.*; SPICE is left out") as warned:
+        java.score_runs(runs)
+    assert len(warned) == 1
+    assert [run.with_name("metrics.json").read_text() for run in runs] == before
+
+
 @needs_java
 def test_meteor_equals_pycocoevalcaps_and_takes_any_caption():
     captions = {4: "a dog on a porch", 2: "", 7: "a café", 1: "a dog ||| a cat"}
     references = {4: ["a brown dog lies on a porch", "a dog"], 2: ["two cats"], 7: ["people in a café"], 1: ["a cat"]}
     # What pycocoevalcap.meteor.meteor.Meteor answers to these; asking it here as well would double the time.
-    assert java.meteor(captions, references) == pytest.approx(0.31067945497387023)
+    score, other = java.meteor([java.Texts(captions, references), java.Texts({4: "a dog"}, references)])
+    assert score.corpus == pytest.approx(0.31067945497387023)
+    assert len(score.each) == 4
+    assert score.each[1] == 0  # nothing said
+    assert other.each == [pytest.approx(other.corpus)]
 
 
 @needs_spice
@@ -157,4 +279,9 @@ def test_spice_compares_scene_graphs_and_takes_any_caption(tmp_path):
     # nothing, image 3 repeats its reference and gets 1.
     captions = {1: "a brown dog on a porch", 2: "", 3: "a cat on a red sofa"}
     references = {1: ["a dog lies on a wooden porch", "brown dog resting"], 2: ["a cat"], 3: ["a cat on a red sofa"]}
-    assert java.spice(captions, references, cache=tmp_path) == pytest.approx((4 / 11 + 0 + 1) / 3)
+    # A second system has images in another order, one with the caption that the first gave to another.
+    others = {3: "a cat on a red sofa", 1: "a cat on a red sofa"}
+    score, other = java.spice([java.Texts(captions, references), java.Texts(others, references)], cache=tmp_path)
+    assert score.each == pytest.approx([4 / 11, 0, 1], abs=1e-3)
+    assert score.corpus == pytest.approx(sum(score.each) / 3)
+    assert other.each == [1, 0]

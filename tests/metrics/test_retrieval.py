@@ -30,6 +30,16 @@ def test_recall_by_hand_in_both_directions():
     }
 
 
+def test_the_hits_of_the_images_are_in_the_order_of_ids_and_a_tie_shares_its_hit():
+    # Captions of images 5 and 2, which come in this order. That of 5 finds it; that of 2 cannot tell the two apart.
+    metric = RetrievalRecall((1,))
+    metric.update(torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.eye(2), torch.tensor([5, 2]))
+    hits = metric.hits()
+    assert hits["t2i_recall@1"].tolist() == [50, 100]
+    assert hits["i2t_recall@1"].tolist() == [100, 100]
+    assert float(metric.compute()["t2i_recall@1"]) == 75
+
+
 def test_the_two_directions_are_not_confused():
     # Both captions find their own image; both images prefer the first caption.
     #       i0   i1
