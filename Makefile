@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format wheel clean
+.PHONY: help install demo ablation spice test lint format wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  make %-9s %s\n' "$$name" "$$what"; done
@@ -21,6 +21,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## paint the embedded benchmark, train, evaluate, report; another: make demo SEED=1 RUN=demo-1
 	$(BIN)/distcap demo --run $(RUN) --seed $(SEED)
+
+ablation: $(STAMP)  ## all systems on the benchmark, three seeds, then docs/results.md; interrupted, it goes on
+	$(BIN)/distcap ablation --docs docs
+
+spice: $(STAMP)  ## fetch what the SPICE metric needs, 390 MB, by Maven
+	$(BIN)/distcap prepare spice
 
 # One thread for each process: the networks of the tests are too small to share.
 test: $(STAMP)  ## run all tests

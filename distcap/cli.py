@@ -26,6 +26,7 @@ stages, configured in YAML (a path, or one of the shipped ones; see `distcap con
 
 plain commands:
   demo       the whole method on the embedded benchmark, from painting its pictures to the report
+  ablation   every system on the embedded benchmark, several seeds, one table
   prepare    paint the embedded benchmark; install SPICE
   report     one HTML page that compares the runs of a folder
   configs    list the shipped configs
@@ -117,6 +118,27 @@ def demo(run: str = "demo", seed: int = 0, size: float = 1.0) -> None:
     run_demo(run, seed, size)
 
 
+def ablation(
+    run: str = "ablation",
+    seeds: list[int] = [0, 1, 2],  # noqa: B006 - a value, never changed
+    systems: list[str] | None = None,
+    workers: int = 2,
+    docs: str | None = None,
+) -> None:
+    """All systems on the embedded benchmark with several seeds, in one table. Interrupted, it goes on.
+
+    Args:
+        run: everything is written to runs/RUN.
+        seeds: of the pictures and of all training.
+        systems: of configs/experiments; by default those of the README's table.
+        workers: runs at a time; they share the cores.
+        docs: where results.md is written as well.
+    """
+    from distcap.ablation import SYSTEMS, run_ablation
+
+    run_ablation(run, seeds, SYSTEMS if systems is None else systems, workers, docs)
+
+
 def prepare(what: str, root: str = "data/scenes", seed: int = 0) -> None:
     """Get what is needed beforehand.
 
@@ -159,7 +181,13 @@ def configs() -> None:
         print(f"{file.relative_to(root)!s:34} {head}")
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "prepare": prepare, "report": report, "configs": configs}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": demo,
+    "ablation": ablation,
+    "prepare": prepare,
+    "report": report,
+    "configs": configs,
+}
 
 
 def script() -> None:

@@ -6,24 +6,18 @@ import time
 from pathlib import Path
 
 from distcap import lightning_cli
-from distcap.cli import configs_folder, find_configs
+from distcap.cli import find_configs
+from distcap.steps import MODELS, Step
 from distcap.types import UserError
 
 CAPTIONERS = ("mle", "clip_only", "distcap")
 """The runs that are compared."""
 
-STEPS = {
-    "clip": ("clip", "the reward CLIP"),
-    "judge": ("clip", "the held-out judge"),
-    "mle": ("mle", "teacher forcing"),
-    "discriminator": ("discriminator", "human or machine?"),
-    "clip_only": ("clip_only", "RL on the CLIP similarity alone"),
-    "distcap": ("distcap", "the whole method"),
-}
-"""Run -> its config in configs/demo, and what it is."""
-
-JUDGE = 1000
-"""Added to the seed for the judge's training, not for its pictures."""
+STEPS = (
+    *MODELS,
+    Step("clip_only", ("demo/rl.yaml", "experiments/clip_only.yaml"), "RL on the CLIP similarity alone"),
+    Step("distcap", ("demo/rl.yaml",), "the whole method"),
+)
 
 KEYS = (
     *(f"{judge}{way}_recall@{k}" for judge in ("", "judge_") for way in ("t2i", "i2t") for k in (1, 5, 10)),
@@ -45,23 +39,19 @@ def run_demo(run: str, seed: int, size: float) -> None:
         raise UserError(f"{folder} holds a demo of {marker.read_text()}; name another with --run, or delete it")
     marker.write_text(json.dumps(recipe))
     seconds = _Seconds(folder / "seconds.json")
-    configs = _configs(run)
-    data = Path("data") / ("scenes" if seed == 0 else f"scenes-{seed}")
-    for number, (name, (config, what)) in enumerate(STEPS.items(), 1):
-        title = f"[{number}/{len(STEPS)}] {name}: {what}"
-        if name in seconds:
+    for number, step in enumerate(STEPS, 1):
+        title = f"[{number}/{len(STEPS)}] {step.name}: {step.what}"
+        if step.name in seconds:
             print(f"{title} - done before")
             continue
         print(f"\n{title}", flush=True)
         begin = time.perf_counter()
-        arguments = ["--seed_everything", str(seed + JUDGE * (name == "judge"))]
-        arguments += [f"--data.root={data}", f"--data.seed={seed}"]
         try:
-            _fit(f"{run}/{name}", f"{configs}/{config}.yaml", arguments, size)
+            _fit(step, run, seed, size)
         except BaseException:  # Ctrl-C, too
-            print(f"\nStopped in step {name}; the same command goes on from here.", file=sys.stderr)
+            print(f"\nStopped in step {step.name}; the same command goes on from here.", file=sys.stderr)
             raise
-        seconds[name] = time.perf_counter() - begin
+        seconds[step.name] = time.perf_counter() - begin
     _report(folder, seconds)
 
 
@@ -77,33 +67,16 @@ class _Seconds(dict[str, float]):
         self.file.write_text(json.dumps(self))
 
 
-def _fit(run: str, config: str, arguments: list[str], size: float) -> None:
+def _fit(step: Step, run: str, seed: int, size: float) -> None:
     """One `distcap fit`, as the user would run it."""
-    command = ["fit", "--config", config, "--run", run, *arguments]
+    command = step.arguments(run, seed)
     if size != 1:
         import yaml
 
-        steps = yaml.safe_load(Path(find_configs(command)[2]).read_text())["trainer"]["max_steps"]
+        steps = yaml.safe_load(step.texts[0])["trainer"]["max_steps"]
         command.append(f"--trainer.max_steps={max(1, round(size * steps))}")
-    if (last := Path("runs") / run / "checkpoints" / "last.ckpt").exists():
-        command += ["--ckpt_path", str(last)]
     print("  distcap", *command, flush=True)
     lightning_cli.run(find_configs(command))
-
-
-def _configs(run: str) -> str:
-    """The folder of the demo's configs: the shipped ones, or a copy whose stages hand over within another run."""
-    if run == "demo":
-        return "demo"
-    target = Path("runs") / run / "configs"
-    for part in ("demo", "data", "captioner"):
-        for file in (configs_folder() / part).glob("*.yaml"):
-            copy = target / part / file.name
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_text(
-                file.read_text().replace("runs/demo/", f"runs/{run}/").replace("run: demo/", f"run: {run}/")
-            )
-    return str(target / "demo")
 
 
 def _report(folder: Path, seconds: dict[str, float]) -> None:

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -37,6 +39,21 @@ class SaveConfig(SaveConfigCallback):
             self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
+def beside(run: str, value: Any) -> Any:
+    """A config with "@NAME" replaced by the folder of the run NAME that stands beside RUN.
+
+    So that stages hand over within runs/demo, within runs/mine, or within runs, whatever the family is called.
+    """
+    if isinstance(value, str) and re.fullmatch(r"@[\w.-]+", value):
+        return os.path.join(os.path.dirname(run_folder(run)), value[1:])
+    if isinstance(value, list):
+        return [beside(run, one) for one in value]
+    if isinstance(value, dict | Namespace):
+        for key in list(value.keys()):
+            value[key] = beside(run, value[key])
+    return value
+
+
 def run_folder(run: str) -> str:
     """Where a run writes."""
     return os.path.join("runs", run)
@@ -56,7 +73,7 @@ class DistcapCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        config = self.config[self.subcommand]
+        config = beside(self.config[self.subcommand].run, self.config[self.subcommand])
         logger = config.trainer.logger
         for one in logger if isinstance(logger, list) else [logger]:
             if not isinstance(one, bool) and one is not None:

@@ -12,13 +12,13 @@ import tiny
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with scenes.yaml and web.yaml (data), and runs/demo/{clip,judge,mle,discriminator}."""
+    """A folder with scenes.yaml and web.yaml (data), and runs/demo/{clip,judge,mle,discriminator,grammar}."""
     folder = tmp_path_factory.mktemp("workshop")
     for name, texts in (("scenes", "annotators"), ("web", "web")):
         (folder / f"{name}.yaml").write_text(tiny.SCENES % (folder / "data", texts))
     for seed, name in enumerate(("clip", "judge")):
         tiny.write_clip(folder / "runs" / "demo" / name, seed)
-    for name in ("mle", "discriminator"):
+    for name in ("mle", "discriminator", "grammar"):
         steps = ["--data=scenes.yaml", "--trainer.max_steps=2", "--test_after_fit=false"]
         tiny.run(folder, "fit", "--config", f"demo/{name}.yaml", *steps)
     return folder

@@ -8,12 +8,21 @@ import pytest
 import tiny
 import yaml
 
+from distcap.ablation import SYSTEMS
 from distcap.cli import configs_folder
 
 ROOT = configs_folder()
+EXPERIMENTS = sorted(file.stem for file in (ROOT / "experiments").glob("*.yaml"))
 FULL = sorted(
-    str(file.relative_to(ROOT)) for file in ROOT.rglob("*.yaml") if "model" in (yaml.safe_load(file.read_text()) or {})
+    str(file.relative_to(ROOT))
+    for file in ROOT.rglob("*.yaml")
+    if "model" in (yaml.safe_load(file.read_text()) or {}) and file.stem not in EXPERIMENTS
 )
+MIX = {"sampler", "rewards", "normalise", "baseline", "updates_per_rollout", "objective"}
+"""What makes a system."""
+PLATFORM = {"captioner", "clip", "learning_rate", "warmup_steps", "schedule"}
+"""What all systems share on one data set."""
+NO_CHECKPOINT = {"pac_s": ("--model.clip.pretrained=openai",)}
 TINY_CLIP = tiny.CLIP_CONFIG["model_cfg"] | {
     "vision_cfg": tiny.CLIP_CONFIG["model_cfg"]["vision_cfg"] | {"image_size": 64}
 }
@@ -39,52 +48,94 @@ def shrunk(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if value.get("class_path", "").endswith(".FrozenClip"):
-        return {**value, "init_args": {**value["init_args"], "model": "runs/demo/clip"}}
+        return {**value, "init_args": {**value["init_args"], "model": "@clip"}}
     small = {key: shrunk(one) for key, one in value.items()}
     if value.get("class_path", "").endswith(".Evaluation"):
         small["init_args"]["java"] = False
     return small
 
 
-def overrides(config: dict[str, Any]) -> list[str]:
+def overrides(config: dict[str, Any], reads_clip: bool = True) -> list[str]:
     """What makes a config fit a laptop without downloads: data, captioner and CLIPs, nothing of the method."""
     model, stage = config["model"]["init_args"], config["model"]["class_path"].rsplit(".", 1)[1]
     args = [f"--data={'web' if stage == 'Clip' else 'scenes'}.yaml"]
     if stage == "Clip":
         args.append(f"--model.model_cfg={json.dumps(TINY_CLIP)}")
     if (captioner := model.get("captioner")) and captioner["init_args"]["init_from"]:
-        args.append("--model.captioner.init_from=runs/demo/mle")
-    if model.get("clip"):
-        args.append("--model.clip.model=runs/demo/clip")
-    for name, reward in model.get("rewards", {}).items():
-        if "init_from" in reward.get("init_args", {}):
-            args.append(f"--model.rewards.{name}.init_from=runs/demo/discriminator")
+        args.append("--model.captioner.init_from=@mle")
+    if model.get("clip") and reads_clip:
+        args.append("--model.clip.model=@clip")
     if callbacks := config.get("trainer", {}).get("callbacks"):
         args.append(f"--trainer.callbacks={json.dumps(shrunk(callbacks))}")
     return args
 
 
+STEP = (
+    *("--trainer.max_steps=1", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"),
+    *("--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=null"),
+    *("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"),
+)
+
+
 def test_there_is_a_config_for_every_stage() -> None:
-    assert {"clip.yaml", "mle.yaml", "discriminator.yaml", "rl.yaml"} <= set(FULL)
-    assert {f"demo/{name}.yaml" for name in ("clip", "mle", "discriminator", "clip_only", "distcap")} <= set(FULL)
+    stages = ("clip", "mle", "discriminator", "grammar", "rl")
+    assert {f"{folder}{stage}.yaml" for folder in ("", "demo/") for stage in stages} <= set(FULL)
 
 
 @pytest.mark.parametrize("name", FULL)
 def test_the_config_trains_a_step(name: str, workshop: Path) -> None:
     config = load(ROOT / name)
+    run = f"demo/of-{name.removesuffix('.yaml').replace('/', '-')}"
+    cli = tiny.run(workshop, "fit", "--config", name, f"--run={run}", *STEP, *overrides(config))
+    assert cli.trainer.global_step == 1
+    assert (workshop / "runs" / run / "config.yaml").is_file()
+    if config.get("test_after_fit"):
+        assert set(json.loads((workshop / "runs" / run / "metrics.json").read_text())) == {"val", "test"}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("base", ["rl.yaml", "demo/rl.yaml"])
+def test_the_experiment_trains_a_step_or_is_tested_on_either_data_set(name: str, base: str, workshop: Path) -> None:
+    run = f"demo/{name}-{base.removesuffix('.yaml').replace('/', '-')}"
+    config = load(ROOT / base)
+    stage = load(ROOT / "experiments" / f"{name}.yaml")["model"]["class_path"]
+    trains = stage.endswith(".RL")
+    configs = ("--config", base, "--config", f"experiments/{name}.yaml", f"--run={run}")
     cli = tiny.run(
         workshop,
-        *("fit", "--config", name, f"--run=configs/{name.removesuffix('.yaml')}"),
-        *("--trainer.max_steps=1", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"),
-        *("--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=null"),
-        *("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"),
-        *overrides(config),
+        "fit" if trains else "test",
+        *configs,
+        *STEP,
+        *overrides(config, not stage.endswith(".MLE")),
+        *NO_CHECKPOINT.get(name, ()),
     )
-    assert cli.trainer.global_step == 1
-    folder = workshop / "runs" / "configs" / name.removesuffix(".yaml")
-    assert (folder / "config.yaml").is_file()
-    if config.get("test_after_fit"):
-        assert set(json.loads((folder / "metrics.json").read_text())) == {"val", "test"}
+    if trains:
+        assert cli.trainer.global_step == 1
+    assert "test" in json.loads((workshop / "runs" / run / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_states_its_whole_mix(name: str) -> None:
+    """What it leaves out would be what the config before it says, whatever that is."""
+    experiment = load(ROOT / "experiments" / f"{name}.yaml")
+    if experiment["model"]["class_path"].endswith(".RL"):
+        assert set(experiment["model"]["init_args"]) >= MIX
+        assert "group_size" in experiment["data"]["init_args"]
+    for base in ("rl.yaml", "demo/rl.yaml"):
+        assert set(load(ROOT / base)["model"]["init_args"]) <= MIX | PLATFORM
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_head_of_an_experiment_names_its_paper_and_both_commands(name: str) -> None:
+    lines = (ROOT / "experiments" / f"{name}.yaml").read_text().splitlines()
+    assert lines[1].startswith("# Paper: ")
+    heads = [line for line in lines if line.startswith("#   distcap ")]
+    assert [head.split()[4] for head in heads] == ["rl.yaml", "demo/rl.yaml"]
+    assert all(f"--config experiments/{name}.yaml" in head for head in heads)
+
+
+def test_every_experiment_is_in_the_ablation_but_those_that_need_a_download() -> None:
+    assert set(SYSTEMS) == set(EXPERIMENTS) - {"pac_s"}
 
 
 @pytest.mark.parametrize("name", [str(file.relative_to(ROOT)) for file in sorted(ROOT.rglob("*.yaml"))])

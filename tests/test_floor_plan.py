@@ -11,12 +11,13 @@ import pytest
 import distcap
 
 FLOORS = (
-    {"types", "functional", "ngrams"},
+    {"types", "functional", "ngrams", "corruptions"},
     {"models", "data"},
     {"experience"},  # knows models by their protocols alone
-    {"rewards", "baselines", "objectives", "metrics"},
+    {"rewards", "baselines", "objectives", "metrics", "health"},
     {"stages", "callbacks", "report"},
-    {"cli", "lightning_cli", "demo"},  # commands: they know each other, and import late what is heavy
+    # Commands: they know each other, and import late what is heavy.
+    {"cli", "lightning_cli", "steps", "demo", "ablation"},
 )
 FOUNDATION = "types"
 """Known to all, its neighbours too."""

@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fit(folder, "clip", "demo/judge", clip, "--seed_everything=1")
     fit(folder, "mle", "demo/mle", "--model.warmup_steps=1", callbacks=[tiny.EVALUATION])
     fit(folder, "discriminator", "demo/discriminator")
-    fit(folder, "distcap", "demo/distcap", "--model.health_every=2", callbacks=[tiny.EVALUATION])
+    fit(folder, "rl", "demo/distcap", "--model.health_every=1", callbacks=[tiny.EVALUATION])
     evaluation = f"--trainer.callbacks={json.dumps([tiny.EVALUATION])}"
     (folder / "runs" / "demo" / "mle" / "first_metrics.json").write_bytes(
         (folder / "runs" / "demo" / "mle" / "metrics.json").read_bytes()
@@ -208,28 +208,28 @@ def weights(folder: Path, run: str) -> dict[str, torch.Tensor]:
 
 
 def test_the_same_seed_gives_the_same_metrics_and_captions_twice(folder: Path) -> None:
-    fit(folder, "distcap", "again/distcap", "--model.health_every=2", callbacks=[tiny.EVALUATION])
+    fit(folder, "rl", "demo/again", "--model.health_every=1", callbacks=[tiny.EVALUATION])
     for name in ("metrics.json", "captions_test.json"):
-        first, second = ((folder / "runs" / run / "distcap" / name).read_text() for run in ("demo", "again"))
+        first, second = ((folder / "runs" / "demo" / run / name).read_text() for run in ("distcap", "again"))
         assert first == second
 
 
 def test_another_seed_gives_other_weights(folder: Path) -> None:
-    fit(folder, "distcap", "seed/distcap", "--seed_everything=1", "--test_after_fit=false", callbacks=[])
-    first, second = weights(folder, "demo/distcap"), weights(folder, "seed/distcap")
+    fit(folder, "rl", "demo/seed", "--seed_everything=1", "--test_after_fit=false", callbacks=[])
+    first, second = weights(folder, "demo/distcap"), weights(folder, "demo/seed")
     assert any(not torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("config", ["mle", "distcap"])
+@pytest.mark.parametrize("config", ["mle", "rl"])
 def test_a_run_interrupted_between_epochs_and_resumed_ends_as_one_that_was_not(folder: Path, config: str) -> None:
     args = ("--model.warmup_steps=1", "--test_after_fit=false")
-    fit(folder, config, f"whole/{config}", *args, callbacks=[])
+    fit(folder, config, f"demo/whole-{config}", *args, callbacks=[])
     interrupt = {"class_path": "tiny.Interrupt", "init_args": {"epoch": 1}}
     with pytest.raises(RuntimeError, match="the power is gone"):
-        fit(folder, config, f"resumed/{config}", *args, callbacks=[interrupt])
-    assert not (folder / "runs" / "resumed" / config / "captioner").exists()
-    fit(folder, config, f"resumed/{config}", *args, "--ckpt_path=last", callbacks=[])
-    whole, resumed = weights(folder, f"whole/{config}"), weights(folder, f"resumed/{config}")
+        fit(folder, config, f"demo/resumed-{config}", *args, callbacks=[interrupt])
+    assert not (folder / "runs" / "demo" / f"resumed-{config}" / "captioner").exists()
+    fit(folder, config, f"demo/resumed-{config}", *args, "--ckpt_path=last", callbacks=[])
+    whole, resumed = weights(folder, f"demo/whole-{config}"), weights(folder, f"demo/resumed-{config}")
     for key, value in whole.items():
         assert torch.equal(resumed[key], value), key
 
@@ -246,6 +246,6 @@ def test_weights_and_biases_writes_a_run_offline(folder: Path, monkeypatch: pyte
     wandb = (
         '--trainer.logger={"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "distcap"}}'
     )
-    fit(folder, "distcap", "wandb/distcap", wandb, "--test_after_fit=false", steps=3, callbacks=[tiny.EVALUATION])
-    (file,) = (folder / "runs" / "wandb" / "distcap" / "wandb").glob("offline-run-*/*.wandb")
+    fit(folder, "rl", "demo/wandb", wandb, "--test_after_fit=false", steps=3, callbacks=[tiny.EVALUATION])
+    (file,) = (folder / "runs" / "demo" / "wandb" / "wandb").glob("offline-run-*/*.wandb")
     assert file.stat().st_size > 0

@@ -1,0 +1,208 @@
+"""All systems on the embedded benchmark, with several seeds: trained side by side, resumed, and put into one table."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from distcap.cli import configs_folder
+from distcap.steps import GRAMMAR, MODELS, Step, digest, experiment
+from distcap.types import UserError
+
+FAMILIES = {
+    "no RL": ("best_of_n", "guidance"),
+    "rival": (
+        *("scst", "clip_s", "clip_only", "penalties", "ref_clip_s", "clip_s_cider", "clip_s_grammar", "group", "dico"),
+    ),
+    "part of the method": (
+        *("contrastive", "contrastive_i2t", "contrastive_t2i", "kl", "wtf_only"),
+        *("contrastive_teacher_forcing", "contrastive_wtf", "contrastive_discriminator"),
+    ),
+    "the method": ("full", "paper", "leave_one_out", "ppo"),
+    "beyond": (),
+}
+"""Of configs/experiments, in the order of the table; teacher forcing comes first, for all of them start there."""
+
+SYSTEMS = tuple(name for names in FAMILIES.values() for name in names)
+
+STEPS = 160
+"""Rollouts of every RL run: two thirds of demo/rl.yaml's, for there are many."""
+
+
+@dataclass
+class Task:
+    """One step of one seed."""
+
+    step: Step
+    seed: int
+    needs: tuple[Step, ...]
+    folder: Path
+    state: str = "waiting"
+    """waiting, running, done or failed"""
+
+    @property
+    def run(self) -> Path:
+        return self.folder / f"seed-{self.seed}" / self.step.name
+
+    @property
+    def made_by(self) -> str:
+        return digest([*self.needs, self.step])
+
+    def is_done(self) -> bool:
+        """Whether the run is there. Raises UserError where another config than today's has made it."""
+        marker = self.run / "seconds.json"
+        if not marker.exists():
+            return False
+        if json.loads(marker.read_text())["made_by"] != self.made_by:
+            raise UserError(f"{self.run} was made by other configs than today's; delete it, or name another folder")
+        return True
+
+    def work(self, threads: int) -> None:
+        """Run the command; what it prints goes to RUN/log.txt. Raises UserError where it fails."""
+        family = str((self.folder / f"seed-{self.seed}").relative_to("runs"))
+        command = [sys.executable, "-m", "distcap.cli", *self.step.arguments(family, self.seed), *QUIET]
+        if any("Evaluation" in text for text in self.step.texts):
+            command += NO_JAVA
+        if self.step.name in SYSTEMS:
+            command.append(f"--trainer.max_steps={STEPS}")
+        self.run.mkdir(parents=True, exist_ok=True)
+        begin = time.perf_counter()
+        with (self.run / "log.txt").open("a") as log:
+            print("$", *command, file=log, flush=True)
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+        if code:
+            raise UserError(f"{self.run} failed with exit code {code}; see {self.run / 'log.txt'}")
+        seconds = {"train": round(time.perf_counter() - begin, 1), "made_by": self.made_by}
+        (self.run / "seconds.json").write_text(json.dumps(seconds))
+
+
+QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
+NO_JAVA = ("--trainer.callbacks.init_args.java=false",)
+"""METEOR and SPICE are computed for all systems at once, when all are done: Java's start takes longer than its work."""
+
+
+@dataclass
+class Plan:
+    """Tasks, and who may work on which."""
+
+    tasks: list[Task]
+    lock: threading.Condition = field(default_factory=threading.Condition)
+
+    def take(self) -> Iterator[Task]:
+        """The tasks for one worker: always the first that has what it needs."""
+        while True:
+            with self.lock:
+                while not (ready := [task for task in self.tasks if self._ready(task)]):
+                    if all(task.state not in ("waiting", "running") for task in self.tasks):
+                        return
+                    self.lock.wait(1.0)
+                ready[0].state = "running"
+            yield ready[0]
+
+    def _ready(self, task: Task) -> bool:
+        if task.state != "waiting":
+            return False
+        needed = {step.name for step in task.needs}
+        states = {other.state for other in self.tasks if other.seed == task.seed and other.step.name in needed}
+        if "failed" in states:
+            task.state = "failed"
+        return states <= {"done"}
+
+    def stop(self) -> None:
+        """Nothing that waits is begun."""
+        with self.lock:
+            for task in self.tasks:
+                task.state = "failed" if task.state == "waiting" else task.state
+
+    def finish(self, task: Task, state: str) -> None:
+        with self.lock:
+            task.state = state
+            self.lock.notify_all()
+
+
+def plan(folder: Path, systems: Sequence[str], seeds: Sequence[int]) -> Plan:
+    """What there is to do, in order, those that are done marked as such."""
+    tasks = []
+    for seed in seeds:
+        chain: tuple[Step, ...] = ()
+        for step in (*MODELS, GRAMMAR):
+            tasks.append(Task(step, seed, chain, folder))
+            chain = (*chain, step)
+        for name in systems:
+            tasks.append(Task(experiment(name), seed, chain if name == "clip_s_grammar" else chain[:-1], folder))
+    for task in tasks:
+        task.state = "done" if task.is_done() else "waiting"
+    return Plan(tasks)
+
+
+def run_ablation(run: str, seeds: Sequence[int], systems: Sequence[str], workers: int, docs: str | None) -> None:
+    """Train what is not trained yet, evaluate, and write the tables."""
+    known = sorted(path.stem for path in (configs_folder() / "experiments").glob("*.yaml"))
+    if strangers := sorted(set(systems) - set(known)):
+        raise UserError(f"no such system: {', '.join(strangers)}; there are {', '.join(known)}")
+    if workers < 1 or not seeds or min(seeds) < 0:
+        raise UserError(f"{workers} workers, seeds {list(seeds)}: one worker and one seed of 0 or more are the least")
+    folder = Path("runs") / run
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = plan(folder, systems, seeds)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    done = sum(task.state == "done" for task in todo.tasks)
+    errors: list[str] = []
+    with tqdm(total=len(todo.tasks), initial=done, unit="run", smoothing=0) as bar:
+
+        def work() -> None:
+            for task in todo.take():
+                running = [f"{other.step.name} {other.seed}" for other in todo.tasks if other.state == "running"]
+                bar.set_description_str(", ".join(running))
+                try:
+                    task.work(threads)
+                except Exception as error:  # one run's failure is not the others'
+                    todo.finish(task, "failed")
+                    errors.append(str(error))
+                    bar.write(str(error), file=sys.stderr)
+                else:
+                    todo.finish(task, "done")
+                    bar.update()
+
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for future in [pool.submit(work) for _ in range(workers)]:
+                    future.result()
+            except KeyboardInterrupt:
+                todo.stop()
+                raise
+    systems_json = [_row(step) for step in (MODELS[2], *map(experiment, systems))]
+    (folder / "systems.json").write_text(json.dumps(systems_json, indent=1))
+    _write(folder, docs)
+    if errors:
+        raise UserError(f"{len(errors)} runs failed, the first: {errors[0]}; the same command tries them again")
+
+
+def _row(step: Step) -> dict[str, str]:
+    """What the table says of a system: from the head of its config."""
+    lines = [line.lstrip("# ").strip() for line in step.texts[-1].splitlines() if line.startswith("#")]
+    paper = next((line.removeprefix("Paper: ") for line in lines if line.startswith("Paper: ")), "")
+    command = " ".join(("distcap", step.command, *(part for config in step.configs for part in ("--config", config))))
+    family = next((family for family, names in FAMILIES.items() if step.name in names), "")
+    if step.name in SYSTEMS and step.command == "fit":
+        command += f" --trainer.max_steps {STEPS}"
+    command += f" --run demo/{step.name}"
+    return {"name": step.name, "title": step.what, "paper": paper, "command": command, "family": family}
+
+
+def _write(folder: Path, docs: str | None) -> None:
+    from distcap.metrics.java import score_runs
+    from distcap.report.ablation import ablation_report
+
+    score_runs(sorted(folder.glob("seed-*/*/scores_test.json")))
+    page = ablation_report(folder, docs=Path(docs) if docs else None)
+    print(f"Open {page.resolve().as_uri()}")

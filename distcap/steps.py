@@ -1,0 +1,73 @@
+"""Steps of an experiment on the embedded benchmark: which shipped configs make which run, and of what seed."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from distcap.cli import configs_folder, find_configs
+
+JUDGE = 1000
+"""Added to the seed for the judge's training, not for its pictures."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Args:
+        name: of the run.
+        configs: shipped ones, the later of which override the earlier.
+        what: the run is, for people.
+        command: of `distcap`.
+        more: arguments of its own.
+    """
+
+    name: str
+    configs: tuple[str, ...]
+    what: str
+    command: Literal["fit", "test"] = "fit"
+    more: tuple[str, ...] = ()
+
+    def arguments(self, family: str, seed: int) -> list[str]:
+        """Of `distcap`, for a run in runs/FAMILY; that of a step that was interrupted goes on from its checkpoint."""
+        configs = [part for config in self.configs for part in ("--config", config)]
+        data = "data/scenes" if seed == 0 else f"data/scenes-{seed}"
+        chance = ["--seed_everything", str(seed + JUDGE * (self.name == "judge"))]
+        found = [self.command, *configs, "--run", f"{family}/{self.name}", *chance]
+        found += [f"--data.root={data}", f"--data.seed={seed}", *self.more]
+        last = Path("runs") / family / self.name / "checkpoints" / "last.ckpt"
+        return [*found, "--ckpt_path", str(last)] if self.command == "fit" and last.exists() else found
+
+    @property
+    def texts(self) -> list[str]:
+        """The configs as they are shipped."""
+        return [Path(find_configs(["--config", config])[1]).read_text() for config in self.configs]
+
+
+MODELS = (
+    Step("clip", ("demo/clip.yaml",), "the reward CLIP"),
+    Step("judge", ("demo/clip.yaml",), "the held-out judge"),
+    Step("mle", ("demo/mle.yaml",), "teacher forcing"),
+    Step("discriminator", ("demo/discriminator.yaml",), "human or machine?"),
+)
+"""What every system starts from."""
+
+GRAMMAR = Step("grammar", ("demo/grammar.yaml",), "intact or corrupted?")
+"""What the one system with a grammar head needs as well."""
+
+
+def experiment(name: str) -> Step:
+    """The step of configs/experiments/NAME.yaml."""
+    file = f"experiments/{name}.yaml"
+    lines = (configs_folder() / file).read_text().splitlines()
+    test = any(line.startswith("#   distcap test") for line in lines)
+    # A CLIP that learnt from the benchmark's texts never read a prompt.
+    more = ("--model.clip.prompt", "") if "prompt:" in "\n".join(lines) else ()
+    return Step(name, ("demo/rl.yaml", file), lines[0].lstrip("# "), "test" if test else "fit", more)
+
+
+def digest(steps: Sequence[Step]) -> str:
+    """Changes with the config of any of them."""
+    return hashlib.sha256("\n".join(text for step in steps for text in step.texts).encode()).hexdigest()[:16]

@@ -1,0 +1,145 @@
+"""The ablation's runner, with commands that only pretend to train."""
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from distcap import ablation
+from distcap.ablation import run_ablation
+from distcap.types import UserError
+
+BASE = ["clip", "judge", "mle", "discriminator", "grammar"]
+
+
+class Commands:
+    """Remembers what was run; a run named in `fails` ends badly."""
+
+    def __init__(self) -> None:
+        self.lines: list[list[str]] = []
+        self.fails = ""
+
+    def __call__(self, command: list[str], **kwargs: Any) -> Any:
+        self.lines.append(command)
+        return SimpleNamespace(returncode=int(self.name(command) == self.fails))
+
+    @staticmethod
+    def option(command: list[str], name: str) -> str:
+        parts = [part for argument in command for part in argument.split("=", 1)]
+        return parts[parts.index(name) + 1]
+
+    def name(self, command: list[str]) -> str:
+        return self.option(command, "--run").removeprefix("ablation/")
+
+    @property
+    def runs(self) -> list[str]:
+        return [self.name(line) for line in self.lines]
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", found := Commands())
+    monkeypatch.setattr(ablation, "_write", lambda *args: None)
+    return found
+
+
+def go(systems: tuple[str, ...] = ("scst", "full"), seeds: tuple[int, ...] = (0,), workers: int = 1) -> None:
+    run_ablation("ablation", seeds, systems, workers, None)
+
+
+def test_every_system_of_every_seed_is_run_after_what_it_starts_from(commands: Commands) -> None:
+    go(seeds=(0, 2))
+    assert commands.runs == [f"seed-{seed}/{name}" for seed in (0, 2) for name in (*BASE, "scst", "full")]
+
+
+def test_two_workers_never_begin_a_run_before_what_it_needs_is_done(commands: Commands) -> None:
+    go(systems=("clip_s_grammar", "scst", "full"), seeds=(0, 1, 2), workers=2)
+    for seed in range(3):
+        order = [run.split("/")[1] for run in commands.runs if run.startswith(f"seed-{seed}/")]
+        assert sorted(order) == sorted([*BASE, "clip_s_grammar", "scst", "full"])
+        assert [name for name in order if name in BASE] == BASE
+        assert order.index("clip_s_grammar") > order.index("grammar")
+        assert order.index("full") > order.index("discriminator")
+
+
+def test_what_is_done_is_skipped(commands: Commands) -> None:
+    go()
+    commands.lines = []
+    go(systems=("scst", "full", "kl"))
+    assert commands.runs == ["seed-0/kl"]
+
+
+def test_a_failure_stops_what_builds_on_it_and_nothing_else_and_is_tried_again(commands: Commands) -> None:
+    commands.fails = "seed-0/mle"
+    with pytest.raises(UserError, match=r"1 runs failed.*seed-0/mle.*log\.txt.*tries them again"):
+        go(seeds=(0, 1))
+    assert [run for run in commands.runs if run.startswith("seed-0")] == ["seed-0/clip", "seed-0/judge", "seed-0/mle"]
+    assert "seed-1/full" in commands.runs
+    commands.lines, commands.fails = [], ""
+    go(seeds=(0, 1))
+    assert commands.runs == [f"seed-0/{name}" for name in ("mle", "discriminator", "grammar", "scst", "full")]
+
+
+def test_a_run_of_another_config_than_todays_is_not_passed_off_as_done(commands: Commands) -> None:
+    go()
+    marker = Path("runs/ablation/seed-0/scst/seconds.json")
+    marker.write_text(json.dumps({"train": 1.0, "made_by": "another"}))
+    with pytest.raises(UserError, match=r"seed-0/scst was made by other configs"):
+        go()
+
+
+def test_a_half_done_run_goes_on_from_its_checkpoint(commands: Commands) -> None:
+    last = Path("runs/ablation/seed-0/full/checkpoints/last.ckpt")
+    last.parent.mkdir(parents=True)
+    last.touch()
+    go()
+    found = {Commands.option(line, "--run"): "--ckpt_path" in line for line in commands.lines}
+    assert found["ablation/seed-0/full"]
+    assert not found["ablation/seed-0/scst"]
+
+
+def test_seeds_differ_in_pictures_and_chance_and_the_judge_in_chance_alone(commands: Commands) -> None:
+    go(seeds=(0, 1))
+    seeds = {run: Commands.option(line, "--seed_everything") for run, line in zip(commands.runs, commands.lines)}  # noqa: B905
+    roots = {run: Commands.option(line, "--data.root") for run, line in zip(commands.runs, commands.lines)}  # noqa: B905
+    assert (seeds["seed-1/clip"], seeds["seed-1/judge"], seeds["seed-1/full"]) == ("1", "1001", "1")
+    assert (roots["seed-0/full"], roots["seed-1/full"], roots["seed-1/judge"]) == (
+        "data/scenes",
+        "data/scenes-1",
+        "data/scenes-1",
+    )
+
+
+def test_systems_without_training_are_tested_and_the_prompt_is_left_off(commands: Commands) -> None:
+    go(systems=("best_of_n", "clip_s", "full"))
+    lines = dict(zip(commands.runs, commands.lines, strict=True))
+    assert lines["seed-0/best_of_n"][3] == "test"
+    assert Commands.option(lines["seed-0/clip_s"], "--model.clip.prompt") == ""
+    assert "--model.clip.prompt" not in lines["seed-0/full"]
+
+
+def test_the_table_is_told_each_systems_title_paper_and_command(commands: Commands) -> None:
+    go()
+    rows = json.loads(Path("runs/ablation/systems.json").read_text())
+    assert [row["name"] for row in rows] == ["mle", "scst", "full"]
+    assert rows[1]["paper"].startswith("Rennie et al. 2017")
+    assert rows[1]["command"] == (
+        "distcap fit --config demo/rl.yaml --config experiments/scst.yaml --trainer.max_steps 160 --run demo/scst"
+    )
+
+
+@pytest.mark.parametrize(
+    ("systems", "seeds", "workers"), [(("scst",), (), 1), (("scst",), (-1,), 1), (("scst",), (0,), 0)]
+)
+def test_an_ablation_of_nothing_is_refused(systems: Any, seeds: Any, workers: int, commands: Commands) -> None:
+    with pytest.raises(UserError, match="one worker and one seed"):
+        go(systems, seeds, workers)
+
+
+def test_an_unknown_system_is_named_with_those_that_there_are(commands: Commands) -> None:
+    with pytest.raises(UserError, match="no such system: sct; there are best_of_n, clip_only"):
+        go(("sct",))
