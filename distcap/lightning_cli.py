@@ -67,6 +67,8 @@ class DistcapCLI(LightningCLI):
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the captioner when fit is done.")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_on_exception": True})
+        # Else what is saved last is the last validated epoch, and not the captioner that training ended with.
+        parser.set_defaults({"checkpoint.save_on_train_epoch_end": True})
         parser.link_arguments("run", "trainer.default_root_dir", compute_fn=run_folder)
         parser.link_arguments(
             "run", "checkpoint.dirpath", compute_fn=lambda run: os.path.join(run_folder(run), "checkpoints")

@@ -220,6 +220,15 @@ def test_another_seed_gives_other_weights(folder: Path) -> None:
     assert any(not torch.equal(first[key], second[key]) for key in first)
 
 
+def test_the_last_checkpoint_is_the_captioner_that_training_ended_with_within_an_epoch_too(folder: Path) -> None:
+    args = ("--test_after_fit=false", "--trainer.check_val_every_n_epoch=2")
+    fit(folder, "rl", "demo/uneven", *args, steps=4, callbacks=[])
+    saved = torch.load(folder / "runs" / "demo" / "uneven" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 4
+    for key, value in weights(folder, "demo/uneven").items():
+        assert torch.equal(saved["state_dict"][f"captioner.model.{key}"], value), key
+
+
 @pytest.mark.parametrize("config", ["mle", "rl"])
 def test_a_run_interrupted_between_epochs_and_resumed_ends_as_one_that_was_not(folder: Path, config: str) -> None:
     args = ("--model.warmup_steps=1", "--test_after_fit=false")
