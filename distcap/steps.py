@@ -1,6 +1,7 @@
 """Steps of an experiment on the embedded benchmark: which shipped configs make which run, and of what seed."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,5 +70,8 @@ def experiment(name: str) -> Step:
 
 
 def digest(steps: Sequence[Step]) -> str:
-    """Changes with the config of any of them."""
-    return hashlib.sha256("\n".join(text for step in steps for text in step.texts).encode()).hexdigest()[:16]
+    """Changes with what the config of any of them says, comments apart."""
+    import yaml
+
+    said = [yaml.safe_load(text) for step in steps for text in step.texts]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]

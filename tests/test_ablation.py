@@ -10,6 +10,7 @@ import pytest
 
 from distcap import ablation
 from distcap.ablation import run_ablation
+from distcap.steps import Step, digest
 from distcap.types import UserError
 
 BASE = ["clip", "judge", "mle", "discriminator", "grammar"]
@@ -143,3 +144,14 @@ def test_an_ablation_of_nothing_is_refused(systems: Any, seeds: Any, workers: in
 def test_an_unknown_system_is_named_with_those_that_there_are(commands: Commands) -> None:
     with pytest.raises(UserError, match="no such system: sct; there are best_of_n, clip_only"):
         go(("sct",))
+
+
+def test_a_digest_changes_with_a_setting_and_not_with_a_comment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for text in ("run: a\n", "# new\nrun: a  # the same\n", "run: b\n"):
+        Path("mine.yaml").write_text(text)
+        found.append(digest([Step("mine", ("mine.yaml",), "a config of one's own")]))
+    assert found[0] == found[1] != found[2]
