@@ -33,9 +33,6 @@ FAMILIES = {
 
 SYSTEMS = tuple(name for names in FAMILIES.values() for name in names)
 
-STEPS = 160
-"""Rollouts of every RL run: two thirds of demo/rl.yaml's, for there are many."""
-
 
 @dataclass
 class Task:
@@ -71,8 +68,6 @@ class Task:
         command = [sys.executable, "-m", "distcap.cli", *self.step.arguments(family, self.seed), *QUIET]
         if any("Evaluation" in text for text in self.step.texts):
             command += NO_JAVA
-        if self.step.name in SYSTEMS:
-            command.append(f"--trainer.max_steps={STEPS}")
         self.run.mkdir(parents=True, exist_ok=True)
         begin = time.perf_counter()
         with (self.run / "log.txt").open("a") as log:
@@ -193,8 +188,6 @@ def _row(step: Step) -> dict[str, str]:
     paper = next((line.removeprefix("Paper: ") for line in lines if line.startswith("Paper: ")), "")
     command = " ".join(("distcap", step.command, *(part for config in step.configs for part in ("--config", config))))
     family = next((family for family, names in FAMILIES.items() if step.name in names), "")
-    if step.name in SYSTEMS and step.command == "fit":
-        command += f" --trainer.max_steps {STEPS}"
     command += f" --run demo/{step.name}"
     return {"name": step.name, "title": step.what, "paper": paper, "command": command, "family": family}
 

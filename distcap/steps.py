@@ -4,8 +4,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from distcap.cli import configs_folder, find_configs
 
@@ -70,8 +71,16 @@ def experiment(name: str) -> Step:
 
 
 def digest(steps: Sequence[Step]) -> str:
-    """Changes with what the config of any of them says, comments apart."""
+    """Changes with what the configs of any of them say together: not with a comment, nor with what is overridden."""
     import yaml
 
-    said = [yaml.safe_load(text) for step in steps for text in step.texts]
+    said = [reduce(_overlay, map(yaml.safe_load, step.texts)) for step in steps]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _overlay(config: Any, later: Any) -> Any:
+    """Two configs as the command line merges them: a dict argument of a stage is replaced, anything else merged."""
+    if not isinstance(config, dict) or not isinstance(later, dict):
+        return later
+    replaced = {key: later[key] for key in ("rewards", "objective") if key in later}
+    return {**config, **{key: _overlay(config.get(key), value) for key, value in later.items()}, **replaced}

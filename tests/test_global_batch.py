@@ -68,7 +68,9 @@ def measure(case: Case, folder: Path, rank: int, world_size: int, kind: type[Sta
         accumulate_grad_batches=1,
         world_size=world_size,
         global_rank=rank,
-        strategy=SimpleNamespace(root_device=torch.device("cpu"), all_gather=DDPStrategy().all_gather),
+        strategy=SimpleNamespace(
+            root_device=torch.device("cpu"), all_gather=DDPStrategy().all_gather, broadcast=DDPStrategy().broadcast
+        ),
     )
     stage.setup("fit")
     images = 2 * HALF // world_size
@@ -172,7 +174,9 @@ def test_neighbours_of_both_halves_are_in_question(folder: Path) -> None:
     stage = build(("paper", "none"), folder)
     (span,) = (reward.span for reward in stage.rewards.values() if isinstance(reward, Contrastive))
     stage._trainer = SimpleNamespace(  # type: ignore[assignment]
-        datamodule=Data(), accumulate_grad_batches=1, strategy=SimpleNamespace(root_device=torch.device("cpu"))
+        datamodule=Data(),
+        accumulate_grad_batches=1,
+        strategy=SimpleNamespace(root_device=torch.device("cpu"), broadcast=lambda table: table),
     )
     stage.setup("fit")
     neighbours: Neighbours = stage._neighbours

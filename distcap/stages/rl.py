@@ -125,7 +125,9 @@ class RL(CaptionerStage):
         if count == 0 or self.clip is None:
             return
         ids = [entry.image_id for entry in data.entries("train")]
-        self._neighbours = Neighbours.mine(self._images[ids], ids, count, self.device)
+        mined = Neighbours.mine(self._images[ids], ids, count, self.device)
+        # Two devices may round a tie differently, and batches of look-alikes must be dealt from one table.
+        self._neighbours = self.trainer.strategy.broadcast(mined)
         if data.neighbours_needed:
             data.group_by(self._neighbours.of(ids, 1, count))
 
