@@ -36,6 +36,8 @@ SHOWN = {column.key: column for groups in GROUPS.values() for group in groups fo
 
 NOTES = ("<!-- notes -->", "<!-- end of notes -->")
 """What stands between these in docs/results.md is people's, and survives."""
+TABLE = ("<!-- ablation -->", "<!-- end of ablation -->")
+"""What stands between these in README.md is written anew."""
 
 
 def ablation_report(folder: Path, output: Path | None = None, docs: Path | None = None) -> Path:
@@ -44,7 +46,7 @@ def ablation_report(folder: Path, output: Path | None = None, docs: Path | None 
     Args:
         folder: systems.json, and the runs in seed-S/SYSTEM. Runs that are missing are named, and done without.
         output: the page; FOLDER/report.html by default.
-        docs: the folder of the docs; None leaves them alone.
+        docs: the folder of the docs, beside a README that may have a place for the table; None leaves them alone.
 
     Returns:
         the page that was written.
@@ -82,6 +84,7 @@ def ablation_report(folder: Path, output: Path | None = None, docs: Path | None 
             svg_file(figure, docs / "tradeoff.svg")
         results = docs / "results.md"
         results.write_text(markdown(shown, _notes(results), plot=figure is not None), encoding="utf-8")
+        _into_readme(docs.resolve().parent / "README.md", ablation.systems, recall)
     return output
 
 
@@ -193,6 +196,31 @@ def markdown(shown: dict[str, Any], notes: str, plot: bool) -> str:
         lines += _table(heads, rows)
     lines += ["", "## What was tried and failed", "", NOTES[0]]
     return "\n".join(lines) + notes + NOTES[1] + "\n"
+
+
+def _into_readme(file: Path, systems: Sequence[System], recall: str) -> None:
+    """Put the short table into a README that has a place for it."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    start, end = (text.find(mark) for mark in TABLE)
+    if 0 <= start < end:
+        keys = (recall, recall.replace("t2i", "i2t"), "cider", "length")
+        rows = [
+            (
+                f"{system.title.partition(':')[0]}, `{system.name}`",
+                *(_cell(system, key) for key in keys),
+                f"`{system.command}`",
+            )
+            for system in systems
+        ]
+        heads = ("system", "R@1 caption to image", "R@1 image to caption", "CIDEr", "words", "command")
+        table = "\n".join(_table(heads, rows))
+        file.write_text(f"{text[:start]}{TABLE[0]}\n\n{table}\n\n{text[end:]}", encoding="utf-8")
+
+
+def _cell(system: System, key: str) -> str:
+    value, interval, digits = system.value(key), system.interval(key), SHOWN[key].digits
+    bounds = "" if interval is None else f" ({interval[0]:.{digits}f} – {interval[1]:.{digits}f})"  # noqa: RUF001
+    return "—" if value is None else f"{value:.{digits}f}{bounds}"
 
 
 def _comparison_row(comparison: Comparison) -> tuple[str, ...]:
