@@ -300,3 +300,20 @@ def test_a_folder_without_systems_or_runs_says_what_makes_them(folder: Path, tmp
     (tmp_path / "systems.json").write_text((folder / "systems.json").read_text())
     with pytest.raises(UserError, match=r"no evaluated run of the 7 systems.*make ablation"):
         ablation_report(tmp_path)
+
+
+def test_the_table_goes_into_the_readme_beside_the_docs_and_nothing_else_of_it_changes(folder: Path) -> None:
+    readme = folder / "README.md"
+    readme.write_text("before\n\n<!-- ablation -->\n\nold\n\n<!-- end of ablation -->\n\nafter\n")
+    ablation_report(folder, docs=folder / "docs")
+    text = readme.read_text()
+    assert text.startswith("before\n\n<!-- ablation -->\n")
+    assert text.endswith("<!-- end of ablation -->\n\nafter\n")
+    assert "old" not in text
+    assert text.count("\n| ") == 2 + len(json.loads((folder / "systems.json").read_text()))
+
+
+def test_a_readme_without_a_place_for_the_table_is_left_alone(folder: Path) -> None:
+    (folder / "README.md").write_text("nothing to see")
+    ablation_report(folder, docs=folder / "docs")
+    assert (folder / "README.md").read_text() == "nothing to see"
