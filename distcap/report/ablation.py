@@ -206,13 +206,14 @@ def _into_readme(file: Path, systems: Sequence[System], recall: str) -> None:
         keys = (recall, recall.replace("t2i", "i2t"), "cider", "length")
         rows = [
             (
-                f"{system.title.partition(':')[0]}, `{system.name}`",
+                f"`{system.name}`: {system.title.rstrip('.')}",
                 *(_cell(system, key) for key in keys),
+                f"{len(system.seeds)}",
                 f"`{system.command}`",
             )
             for system in systems
         ]
-        heads = ("system", "R@1 caption to image", "R@1 image to caption", "CIDEr", "words", "command")
+        heads = ("system", "R@1 caption to image", "R@1 image to caption", "CIDEr", "words", "seeds", "command")
         table = "\n".join(_table(heads, rows))
         file.write_text(f"{text[:start]}{TABLE[0]}\n\n{table}\n\n{text[end:]}", encoding="utf-8")
 
