@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from distcap.cli import configs_folder
-from distcap.steps import GRAMMAR, MODELS, Step, digest, experiment
+from distcap.steps import MLE, Step, digest, experiment
 from distcap.types import UserError
 
 FAMILIES = {
@@ -40,7 +40,6 @@ class Task:
 
     step: Step
     seed: int
-    needs: tuple[Step, ...]
     folder: Path
     state: str = "waiting"
     """waiting, running, done or failed"""
@@ -51,7 +50,7 @@ class Task:
 
     @property
     def made_by(self) -> str:
-        return digest([*self.needs, self.step])
+        return digest([*self.step.foundations, self.step])
 
     def is_done(self) -> bool:
         """Whether the run is there. Raises UserError where another config than today's has made it."""
@@ -106,7 +105,7 @@ class Plan:
     def _ready(self, task: Task) -> bool:
         if task.state != "waiting":
             return False
-        needed = {step.name for step in task.needs}
+        needed = {step.name for step in task.step.foundations}
         states = {other.state for other in self.tasks if other.seed == task.seed and other.step.name in needed}
         if "failed" in states:
             task.state = "failed"
@@ -126,14 +125,9 @@ class Plan:
 
 def plan(folder: Path, systems: Sequence[str], seeds: Sequence[int]) -> Plan:
     """What there is to do, in order, those that are done marked as such."""
-    tasks = []
-    for seed in seeds:
-        chain: tuple[Step, ...] = ()
-        for step in (*MODELS, GRAMMAR):
-            tasks.append(Task(step, seed, chain, folder))
-            chain = (*chain, step)
-        for name in systems:
-            tasks.append(Task(experiment(name), seed, chain if name == "clip_s_grammar" else chain[:-1], folder))
+    asked = [MLE, *map(experiment, systems)]
+    steps = dict.fromkeys(step for one in asked for step in (*one.foundations, one))
+    tasks = [Task(step, seed, folder) for seed in seeds for step in steps]
     for task in tasks:
         task.state = "done" if task.is_done() else "waiting"
     return Plan(tasks)
@@ -175,7 +169,7 @@ def run_ablation(run: str, seeds: Sequence[int], systems: Sequence[str], workers
             except KeyboardInterrupt:
                 todo.stop()
                 raise
-    systems_json = [_row(step) for step in (MODELS[2], *map(experiment, systems))]
+    systems_json = [_row(step) for step in (MLE, *map(experiment, systems))]
     (folder / "systems.json").write_text(json.dumps(systems_json, indent=1))
     _write(folder, docs)
     if errors:
@@ -193,7 +187,7 @@ def _row(step: Step) -> dict[str, str]:
 
 
 def _write(folder: Path, docs: str | None) -> None:
-    from distcap.metrics.java import score_runs
+    from distcap.metrics.evaluated import score_runs
     from distcap.report.ablation import ablation_report
 
     score_runs(sorted(folder.glob("seed-*/*/scores_test.json")))

@@ -190,26 +190,24 @@ class Experience:
     def caption_embeddings(self, rollout: Rollout) -> Tensor:
         """(N, D) normalised; human captions come from the store."""
         if rollout not in self._embeddings:
-            if self._caption_store is not None and rollout is self.__dict__.get("ground_truth"):
-                embeddings = self._caption_store[rollout.captions].to(rollout.tokens.device)
-            elif self.clip is None:
-                raise ValueError("a reward asks for CLIP embeddings, but the stage has no clip")
-            else:
-                embeddings = self.clip.embed_captions(rollout.captions)
-            self._embeddings[rollout] = embeddings
+            human = rollout is self.__dict__.get("ground_truth")
+            self._embeddings[rollout] = self._embed(rollout.captions, human=human)
         return self._embeddings[rollout]
 
     def reference_embeddings(self) -> tuple[Tensor, Tensor]:
         """(R, D) normalised embeddings of all human captions of the batch, (R,) the row of the batch of each."""
         captions = [caption for truth in self.batch.captions for caption in truth]
-        counts = torch.tensor([len(truth) for truth in self.batch.captions], device=self.image_embeddings.device)
-        if self._caption_store is not None:
-            embeddings = self._caption_store[captions].to(self.image_embeddings.device)
-        elif self.clip is not None:
-            embeddings = self.clip.embed_captions(captions)
-        else:
-            raise ValueError("a reward asks for CLIP embeddings, but the stage has no clip")
+        embeddings = self._embed(captions, human=True)
+        counts = torch.tensor([len(truth) for truth in self.batch.captions], device=embeddings.device)
         return embeddings, torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+
+    def _embed(self, captions: Sequence[str], *, human: bool) -> Tensor:
+        """(N, D) normalised, on the images' device; what humans said is looked up if it was stored."""
+        if self.clip is None:
+            raise ValueError("a reward asks for CLIP embeddings, but the stage has no clip")
+        if human and self._caption_store is not None:
+            return self._caption_store[captions].to(self.image_embeddings.device)
+        return self.clip.embed_captions(captions)
 
     def neighbours(self, span: Span) -> tuple[Tensor, Tensor]:
         """(B, K) ids of each image's neighbours in a span of ranks, (B, K, D) their normalised embeddings."""

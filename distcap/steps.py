@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, Literal
 
-from distcap.cli import configs_folder, find_configs
+from distcap.cli import find_configs
 
 JUDGE = 1000
 """Added to the seed for the judge's training, not for its pictures."""
@@ -47,11 +48,27 @@ class Step:
         """The configs as they are shipped."""
         return [Path(find_configs(["--config", config])[1]).read_text() for config in self.configs]
 
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What the configs say together, as the command line merges them."""
+        import yaml
 
+        return reduce(_overlay, map(yaml.safe_load, self.texts))
+
+    @property
+    def foundations(self) -> tuple["Step", ...]:
+        """The steps whose runs its configs name ("@mle"), and those that these build on, in the order to run them."""
+        by_name = {step.name: step for step in (*MODELS, GRAMMAR)}
+        named = {by_name[name] for name in re.findall(r'"@(\w+)"', json.dumps(self.config))}
+        found = named.union(*(step.foundations for step in named))
+        return tuple(step for step in by_name.values() if step in found)
+
+
+MLE = Step("mle", ("demo/mle.yaml",), "teacher forcing")
 MODELS = (
     Step("clip", ("demo/clip.yaml",), "the reward CLIP"),
     Step("judge", ("demo/clip.yaml",), "the held-out judge"),
-    Step("mle", ("demo/mle.yaml",), "teacher forcing"),
+    MLE,
     Step("discriminator", ("demo/discriminator.yaml",), "human or machine?"),
 )
 """What every system starts from."""
@@ -61,21 +78,19 @@ GRAMMAR = Step("grammar", ("demo/grammar.yaml",), "intact or corrupted?")
 
 
 def experiment(name: str) -> Step:
-    """The step of configs/experiments/NAME.yaml."""
-    file = f"experiments/{name}.yaml"
-    lines = (configs_folder() / file).read_text().splitlines()
-    test = any(line.startswith("#   distcap test") for line in lines)
+    """The step of configs/experiments/NAME.yaml: what does not learn by RL is tested as it is."""
+    configs = ("demo/rl.yaml", f"experiments/{name}.yaml")
+    step = Step(name, configs, what="")
+    model = step.config["model"]
     # A CLIP that learnt from the benchmark's texts never read a prompt.
-    more = ("--model.clip.prompt", "") if "prompt:" in "\n".join(lines) else ()
-    return Step(name, ("demo/rl.yaml", file), lines[0].lstrip("# "), "test" if test else "fit", more)
+    more = ("--model.clip.prompt", "") if model["init_args"]["clip"]["init_args"].get("prompt") else ()
+    what = step.texts[-1].splitlines()[0].lstrip("# ")
+    return Step(name, configs, what, "fit" if model["class_path"] == "distcap.stages.RL" else "test", more)
 
 
 def digest(steps: Sequence[Step]) -> str:
     """Changes with what the configs of any of them say together: not with a comment, nor with what is overridden."""
-    import yaml
-
-    said = [reduce(_overlay, map(yaml.safe_load, step.texts)) for step in steps]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([step.config for step in steps], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _overlay(config: Any, later: Any) -> Any:

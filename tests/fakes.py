@@ -48,15 +48,50 @@ class FakeStore:
         return embed(*captions)
 
 
-class FakeCaptioner(nn.Module):
-    """A bigram table plus a linear look at the image's first four pixels. Remembers what it was asked."""
+class Bigrams(nn.Module):
+    """A policy that scores by a bigram table and a linear look at the image. Remembers what it was asked."""
 
-    def __init__(self, seed: int = 0) -> None:
+    words: tuple[str, ...]
+
+    def __init__(self, seed: int, width: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.look = nn.Parameter(torch.randn(len(WORDS), END + 1, generator=generator))
-        self.bigrams = nn.Parameter(torch.randn(END + 1, END + 1, generator=generator))
+        self.end = len(self.words)
+        self.look = nn.Parameter(torch.randn(width, self.end + 1, generator=generator))
+        self.bigrams = nn.Parameter(torch.randn(self.end + 1, self.end + 1, generator=generator))
         self.calls: list[str] = []
+
+    def seen(self, memory: Tensor) -> Tensor:
+        """(N, 1, S) -> (N, 1, V) what the image makes likelier."""
+        raise NotImplementedError
+
+    def score(self, memory: Tensor, tokens: Tensor, mask: Tensor, image_index: Tensor) -> Tensor:
+        self.calls.append("score")
+        last = torch.cat([torch.full_like(tokens[:, :1], self.end), tokens[:, :-1]], 1)
+        logprobs = (self.seen(memory[image_index]) + self.bigrams[last]).log_softmax(-1)
+        return torch.where(mask, logprobs.gather(-1, tokens[..., None])[..., 0], 0.0)
+
+    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        rows = [[*map(self.words.index, caption.split()), self.end] for caption in captions]
+        width = max(map(len, rows))
+        tokens = torch.tensor([row + [self.end] * (width - len(row)) for row in rows])
+        return tokens, torch.arange(width) < torch.tensor([[len(row)] for row in rows])
+
+    def detokenize(self, tokens: Tensor, mask: Tensor) -> list[str]:
+        kept = zip(tokens.tolist(), mask.tolist(), strict=True)
+        return [" ".join(self.words[t] for t, m in zip(*row, strict=True) if m and t != self.end) for row in kept]
+
+
+class FakeCaptioner(Bigrams):
+    """Looks at the image's first four pixels, once."""
+
+    words = WORDS
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed, len(WORDS))
+
+    def seen(self, memory: Tensor) -> Tensor:
+        return memory
 
     def encode(self, images: Tensor) -> Tensor:
         self.calls.append("encode")
@@ -73,22 +108,6 @@ class FakeCaptioner(nn.Module):
             tokens = torch.cat([tokens, drawn[:, None]], 1)
         ended = (tokens == END).cumsum(1)
         return tokens, (ended - (tokens == END).long()) == 0, index
-
-    def score(self, memory: Tensor, tokens: Tensor, mask: Tensor, image_index: Tensor) -> Tensor:
-        self.calls.append("score")
-        last = torch.cat([torch.full_like(tokens[:, :1], END), tokens[:, :-1]], 1)
-        logprobs = (memory[image_index] + self.bigrams[last]).log_softmax(-1)
-        return torch.where(mask, logprobs.gather(-1, tokens[..., None])[..., 0], 0.0)
-
-    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        rows = [[*map(WORDS.index, caption.split()), END] for caption in captions]
-        width = max(map(len, rows))
-        tokens = torch.tensor([row + [END] * (width - len(row)) for row in rows])
-        return tokens, torch.arange(width) < torch.tensor([[len(row)] for row in rows])
-
-    def detokenize(self, tokens: Tensor, mask: Tensor) -> list[str]:
-        kept = zip(tokens.tolist(), mask.tolist(), strict=True)
-        return [" ".join(WORDS[t] for t, m in zip(*row, strict=True) if m and t != END) for row in kept]
 
 
 SHOWN = ("red dog", "blue dog", "red cat", "blue cat")

@@ -63,9 +63,10 @@ def test_the_documents_own_test_passes(desk: Path) -> None:
 
 
 @pytest.mark.parametrize("command", commands(DOCUMENT, "distcap"))
-def test_its_commands_parse(command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_commands_parse_and_leave_nothing_behind(command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk)
     parses(command, monkeypatch)
+    assert {path.name for path in desk.iterdir()} == set(FILES)
 
 
 def test_the_config_trains_and_logs_the_reward_by_its_name(desk: Path, workshop: Path) -> None:

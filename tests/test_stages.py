@@ -1,13 +1,18 @@
-"""The optimizer that all stages share."""
+"""The optimizer that all stages share, and what the RL stage asks of its surroundings."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import words
 from torch import nn
 
+from distcap.baselines import Zero
+from distcap.objectives import PolicyGradient
+from distcap.rewards import Reward
 from distcap.stages.base import Stage
+from distcap.types import UserError
 
 
 class Slope(Stage):
@@ -64,3 +69,25 @@ def test_the_learning_rate_warms_up_and_then_follows_its_schedule(schedule: Any,
     assert rates[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
     assert rates[10] == pytest.approx(last, abs=1e-6)
     assert optimizer.param_groups[1]["lr"] == pytest.approx(10 * optimizer.param_groups[0]["lr"])
+
+
+class Wanting(Reward):
+    """Asks for two look-alikes of each image."""
+
+    neighbours = 2
+
+    def forward(self, rollout: Any, experience: Any) -> torch.Tensor:
+        raise AssertionError("never asked")
+
+
+def test_look_alikes_without_a_clip_to_find_them_are_one_error() -> None:
+    stage = words.Stage({"wanting": Wanting()}, Zero(), {"policy_gradient": PolicyGradient()})
+    stage.clip = None
+    with pytest.raises(UserError, match=r"look-alikes are mined with a CLIP.*model\.clip"):
+        stage._mine(words.Data())
+
+
+def test_without_rewards_nothing_is_mined() -> None:
+    stage = words.Stage({}, Zero(), {"policy_gradient": PolicyGradient()})
+    stage._mine(words.Data())
+    assert not hasattr(stage, "_neighbours")

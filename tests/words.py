@@ -11,8 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from fakes import Bigrams
 from lightning import LightningDataModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
@@ -79,17 +80,17 @@ class Clip:
         return Store(dict(zip(captions, embed(captions), strict=True)))
 
 
-class Policy(nn.Module):
-    """Scores by a bigram table and a linear look at the image. Remembers what it was asked."""
+class Policy(Bigrams):
+    """Looks at the image whenever it scores."""
 
+    words = WORDS
     trained = True
 
     def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.look = nn.Parameter(torch.randn(WIDTH, END + 1, generator=generator))
-        self.bigrams = nn.Parameter(torch.randn(END + 1, END + 1, generator=generator))
-        self.calls: list[str] = []
+        super().__init__(seed, WIDTH)
+
+    def seen(self, memory: Tensor) -> Tensor:
+        return memory[:, :, 1:] @ self.look
 
     def prepare(self, captions: Any) -> None: ...
 
@@ -103,22 +104,6 @@ class Policy(nn.Module):
         ids = memory[:, 0, 0].long().tolist()
         captions = [say(sampler.method, image_id, which) for image_id in ids for which in range(sampler.samples)]
         return *self.tokenize(captions), torch.arange(len(ids)).repeat_interleave(sampler.samples)
-
-    def score(self, memory: Tensor, tokens: Tensor, mask: Tensor, image_index: Tensor) -> Tensor:
-        self.calls.append("score")
-        last = torch.cat([torch.full_like(tokens[:, :1], END), tokens[:, :-1]], 1)
-        logprobs = (memory[image_index, :, 1:] @ self.look + self.bigrams[last]).log_softmax(-1)
-        return torch.where(mask, logprobs.gather(-1, tokens[..., None])[..., 0], 0.0)
-
-    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        rows = [[*map(WORDS.index, caption.split()), END] for caption in captions]
-        width = max(map(len, rows))
-        tokens = torch.tensor([row + [END] * (width - len(row)) for row in rows])
-        return tokens, torch.arange(width) < torch.tensor([[len(row)] for row in rows])
-
-    def detokenize(self, tokens: Tensor, mask: Tensor) -> list[str]:
-        kept = zip(tokens.tolist(), mask.tolist(), strict=True)
-        return [" ".join(WORDS[t] for t, m in zip(*row, strict=True) if m and t != END) for row in kept]
 
 
 def make_batch(image_ids: Sequence[int]) -> Batch:

@@ -190,7 +190,8 @@ def _load(source: str, pretrained: str) -> tuple[Any, Any, Any]:
     if tag and ("/" in tag or Path(tag).suffix) and not Path(tag).is_file():
         raise UserError(f"{tag}: no such file of weights for CLIP {source}; name one, or a tag of open_clip's")
     try:
-        with contextlib.redirect_stdout(None), _weights(tag) as weights:
+        # Weights are drawn before they are read: chance must not depend on who was the first to load a CLIP.
+        with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(None), _weights(tag) as weights:
             net, preprocess = open_clip.create_model_from_pretrained(source, pretrained=weights, weights_only=True)
             tokenizer = open_clip.get_tokenizer(source)
     except (RuntimeError, ValueError, OSError, UnpicklingError) as error:

@@ -121,9 +121,11 @@ class RL(CaptionerStage):
 
     def _mine(self, data: Any) -> None:
         """Find the look-alikes that a reward or the data's batches ask for, once."""
-        count = max(data.neighbours_needed, *(reward.neighbours for reward in self.rewards.values()))
-        if count == 0 or self.clip is None:
+        count = max(data.neighbours_needed, *(reward.neighbours for reward in self.rewards.values()), 0)
+        if count == 0:
             return
+        if self.clip is None:
+            raise UserError("look-alikes are mined with a CLIP, and the stage has none: set model.clip")
         ids = [entry.image_id for entry in data.entries("train")]
         mined = Neighbours.mine(self._images[ids], ids, count, self.device)
         # Two devices may round a tie differently, and batches of look-alikes must be dealt from one table.

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from distcap.metrics import java
+from distcap.metrics.evaluated import score_runs
 from distcap.metrics.ngram import bleu, ngram_scores, split_scores
 from distcap.ngrams import CiderD
 from distcap.types import UserError
@@ -230,7 +231,7 @@ def write_run(folder: Path, *captions: str, **scores: list[float]) -> Path:
 
 def test_many_runs_are_scored_by_one_call_of_each_java_metric(tmp_path, fake_java):
     runs = [write_run(tmp_path / "a", "A dog.", "a"), write_run(tmp_path / "b", "two cats sleep", "a")]
-    java.score_runs(runs)
+    score_runs(runs)
     assert fake_java == [("meteor", 2), ("spice", 2)]
     for run, each in zip(runs, ([2, 1], [3, 1]), strict=True):
         scores = json.loads(run.read_text())["scores"]
@@ -244,7 +245,7 @@ def test_a_run_that_has_a_java_metric_is_not_scored_again(tmp_path, fake_java):
     done = write_run(tmp_path / "done", "a dog", meteor=[0.5], spice=[0.25])
     half = write_run(tmp_path / "half", "a dog", meteor=[0.5])
     before = done.with_name("metrics.json").read_text()
-    java.score_runs([done, half])
+    score_runs([done, half])
     assert fake_java == [("spice", 1)]
     assert done.with_name("metrics.json").read_text() == before
     assert json.loads(half.with_name("metrics.json").read_text())["test"] == {"cider": 1, "meteor": 0.5, "spice": 2}
@@ -255,7 +256,7 @@ def test_without_java_many_runs_cost_one_warning_and_stay_as_they_are(monkeypatc
     before = [run.with_name("metrics.json").read_text() for run in runs]
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.warns(UserWarning, match=r"METEOR is left out: there is no `java`.*; SPICE is left out") as warned:
-        java.score_runs(runs)
+        score_runs(runs)
     assert len(warned) == 1
     assert [run.with_name("metrics.json").read_text() for run in runs] == before
 

@@ -59,6 +59,15 @@ def test_a_model_is_loaded_once_and_quietly_however_many_images_ask_for_it(
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == []
 
 
+def test_loading_it_leaves_chance_alone(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "fresh")
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    assert FrozenClip(str(tmp_path / "fresh")).tau > 0
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_captions_are_read_as_open_clip_reads_them(clip: FrozenClip, folder: Path) -> None:
     """The independent reference; one caption is longer than the context."""
     captions = [*CAPTIONS, "dog " * 50]
