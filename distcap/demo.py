@@ -71,10 +71,7 @@ def _fit(step: Step, run: str, seed: int, size: float) -> None:
     """One `distcap fit`, as the user would run it."""
     command = step.arguments(run, seed)
     if size != 1:
-        import yaml
-
-        steps = yaml.safe_load(step.texts[0])["trainer"]["max_steps"]
-        command.append(f"--trainer.max_steps={max(1, round(size * steps))}")
+        command.append(f"--trainer.max_steps={max(1, round(size * step.config['trainer']['max_steps']))}")
     print("  distcap", *command, flush=True)
     lightning_cli.run(find_configs(command))
 

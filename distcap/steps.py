@@ -67,7 +67,7 @@ class Step:
 MLE = Step("mle", ("demo/mle.yaml",), "teacher forcing")
 MODELS = (
     Step("clip", ("demo/clip.yaml",), "the reward CLIP"),
-    Step("judge", ("demo/clip.yaml",), "the held-out judge"),
+    Step("judge", ("demo/clip.yaml", "demo/judge.yaml"), "the held-out judge"),
     MLE,
     Step("discriminator", ("demo/discriminator.yaml",), "human or machine?"),
 )

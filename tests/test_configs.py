@@ -16,7 +16,7 @@ EXPERIMENTS = sorted(file.stem for file in (ROOT / "experiments").glob("*.yaml")
 FULL = sorted(
     str(file.relative_to(ROOT))
     for file in ROOT.rglob("*.yaml")
-    if "model" in (yaml.safe_load(file.read_text()) or {}) and file.stem not in EXPERIMENTS
+    if "class_path" in (yaml.safe_load(file.read_text()) or {}).get("model", {}) and file.stem not in EXPERIMENTS
 )
 MIX = {"sampler", "rewards", "normalise", "baseline", "updates_per_rollout", "objective"}
 """What makes a system."""
@@ -91,6 +91,15 @@ def test_the_config_trains_a_step(name: str, workshop: Path) -> None:
     assert (workshop / "runs" / run / "config.yaml").is_file()
     if config.get("test_after_fit"):
         assert set(json.loads((workshop / "runs" / run / "metrics.json").read_text())) == {"val", "test"}
+
+
+def test_the_judge_is_a_clip_that_learns_otherwise(workshop: Path) -> None:
+    configs = ("--config", "demo/clip.yaml", "--config", "demo/judge.yaml", "--run=demo/of-judge")
+    config = load(ROOT / "demo/clip.yaml")
+    cli = tiny.run(workshop, "fit", *configs, *STEP, *overrides(config))
+    assert cli.trainer.global_step == 1
+    assert cli.model.max_logit_scale > config["model"]["init_args"]["max_logit_scale"]
+    assert cli.config["fit"]["seed_everything"] == 1000
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

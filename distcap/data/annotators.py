@@ -47,6 +47,23 @@ def annotator_caption(scene: Scene, rng: random.Random) -> str:
     return text
 
 
+def describe(scene: Scene, without: str | None = None) -> str:
+    """All there is to say, e.g. "a large white heart and a small striped red star at night".
+
+    `without` leaves out an attribute of all shapes ("kind", "colour", "size", "pattern"), or the "background".
+    """
+    phrases = []
+    for shape in scene.shapes:
+        words = {"size": shape.size, "pattern": shape.pattern, "colour": shape.colour, "kind": shape.kind}
+        if without == "kind":
+            words["kind"] = "shape"
+        elif without in words:
+            del words[without]
+        phrases.append(" ".join(("a", *(word for word in words.values() if word != "plain"))))
+    text = f"{', '.join(phrases[:-1])} and {phrases[-1]}".replace(",", " ,")
+    return text if without == "background" else f"{text} {_PLACES[scene.background][0]}"
+
+
 def _noun_phrase(shape: Shape, complete: bool, rng: random.Random) -> str:
     size = shape.size if rng.random() < (0.9 if complete else 0.12) else ""
     pattern = shape.pattern if shape.pattern != "plain" and rng.random() < (1.0 if complete else 0.2) else ""

@@ -92,7 +92,7 @@ def paint_benchmark(
     rng = random.Random(seed)
     annotators: list[dict] = []
     web: list[dict] = []
-    scenes = list(_scenes({"train": train, "val": val, "test": test}, lookalikes, rng))
+    scenes = list(draw_scenes({"train": train, "val": val, "test": test}, lookalikes, rng))
     for number, (split, scene) in enumerate(tqdm(scenes, desc=f"painting {root}", unit="picture")):
         folder = root / "images" / split
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def _karpathy(number: int, split: str, name: str, sentences: list[str]) -> dict[
     }
 
 
-def _scenes(sizes: dict[str, int], lookalikes: float, rng: random.Random) -> Iterator[tuple[str, Scene]]:
+def draw_scenes(sizes: dict[str, int], lookalikes: float, rng: random.Random) -> Iterator[tuple[str, Scene]]:
     """Every picture of the benchmark with its split; groups never cross a split, contents never repeat."""
     seen: set[tuple] = set()
 

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from distcap.data import CocoCaptions, Scenes
-from distcap.data.annotators import alt_text, annotator_caption
+from distcap.data.annotators import alt_text, annotator_caption, describe
 from distcap.data.painter import (
     BACKGROUNDS,
     COLOURS,
@@ -24,7 +25,7 @@ from distcap.data.painter import (
     random_scene,
     vary,
 )
-from distcap.data.scenes import GROUP, _scenes, paint_benchmark
+from distcap.data.scenes import GROUP, draw_scenes, paint_benchmark
 from distcap.types import UserError
 
 RECIPE: dict[str, Any] = {"train": 16, "val": 4, "test": 8, "lookalikes": 0.5}
@@ -44,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def drawn(train: int = 400, val: int = 40, test: int = 80, seed: int = 0) -> list[tuple[str, Scene]]:
-    return list(_scenes({"train": train, "val": val, "test": test}, 0.5, random.Random(seed)))
+    return list(draw_scenes({"train": train, "val": val, "test": test}, 0.5, random.Random(seed)))
 
 
 def differences(one: Scene, other: Scene) -> int:
@@ -229,3 +230,15 @@ def test_alt_texts_tell_more_than_annotators() -> None:
         for text in (annotator_caption, alt_text)
     ]
     assert told[1] > told[0] + 1
+
+
+def test_a_description_tells_all_or_leaves_one_thing_out() -> None:
+    scene = Scene("night", (Shape("heart", "white", "plain", "large"), Shape("star", "red", "striped", "small")))
+    assert describe(scene) == "a large white heart and a small striped red star at night"
+    assert describe(scene, "kind") == "a large white shape and a small striped red shape at night"
+    assert describe(scene, "size") == "a white heart and a striped red star at night"
+    assert describe(scene, "pattern") == "a large white heart and a small red star at night"
+    assert describe(scene, "colour") == "a large heart and a small striped star at night"
+    assert describe(scene, "background") == "a large white heart and a small striped red star"
+    three = replace(scene, shapes=(*scene.shapes, Shape("moon", "blue", "dotted", "small")))
+    assert describe(three, "size") == "a white heart , a striped red star and a dotted blue moon at night"
