@@ -98,8 +98,10 @@ def test_a_demo_of_another_seed_is_not_overwritten(fit: Fit) -> None:
 def test_size_scales_the_steps_of_every_config(fit: Fit) -> None:
     run_demo("demo", seed=0, size=0.5)
     for step, command in enumerate(fit.commands):
-        steps = yaml.safe_load(Path(find_configs(command)[2]).read_text())["trainer"]["max_steps"]
-        assert int(fit.option("--trainer.max_steps", step)) == steps / 2
+        found = find_configs(command)
+        configs = [yaml.safe_load(Path(found[i + 1]).read_text()) for i, part in enumerate(found) if part == "--config"]
+        steps = [config["trainer"]["max_steps"] for config in configs if "max_steps" in config.get("trainer", {})]
+        assert int(fit.option("--trainer.max_steps", step)) == steps[-1] / 2
 
 
 @pytest.mark.parametrize(("seed", "size"), [(0, 0.0), (0, -1.0), (-1, 1.0)])
