@@ -1,5 +1,6 @@
 """Captioners of Hugging Face's VisionEncoderDecoderModel family."""
 
+import copy
 import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -10,9 +11,23 @@ import torch
 from torch import Tensor
 
 from distcap.models.captioner import Captioner, Sampler
+from distcap.models.image_processor import image_processor
 from distcap.types import UserError
 
 log = logging.getLogger(__name__)
+
+USAGE = """\
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+model = AutoModelForImageTextToText.from_pretrained(folder{trust}).eval()
+processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+
+images = [ImageOps.exif_transpose(Image.open(file)).convert("RGB") for file in files]
+tokens = model.generate(processor(images, return_tensors="pt").pixel_values)
+captions = [caption.strip() for caption in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+"""
 
 
 class VisionEncoderDecoder(Captioner):
@@ -61,7 +76,7 @@ class VisionEncoderDecoder(Captioner):
         """Build the untrained model once its vocabulary is known; nothing for one that was loaded."""
         if self.model is not None:
             return
-        from transformers import AutoConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTImageProcessor
+        from transformers import AutoConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 
         self.tokenizer = _word_tokenizer(captions)
         special = {
@@ -76,9 +91,7 @@ class VisionEncoderDecoder(Captioner):
         )
         config.decoder_start_token_id = self.tokenizer.bos_token_id
         config.pad_token_id = self.tokenizer.pad_token_id
-        side = config.encoder.image_size
-        self.processor = ViTImageProcessor(size={"height": side, "width": side})
-        self._adopt(VisionEncoderDecoderModel(config))
+        self._adopt(VisionEncoderDecoderModel(config), mean=[0.5] * 3, std=[0.5] * 3)
 
     def train(self, mode: bool = True) -> "VisionEncoderDecoder":
         """A frozen encoder stays in eval mode: neither dropout nor running averages."""
@@ -100,12 +113,12 @@ class VisionEncoderDecoder(Captioner):
         try:
             model = VisionEncoderDecoderModel.from_pretrained(name)
             self.tokenizer = AutoTokenizer.from_pretrained(name)
-            self.processor = AutoImageProcessor.from_pretrained(name)
+            processor = AutoImageProcessor.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise UserError(f"captioner {name} cannot be loaded: {str(error).splitlines()[0][:300]}") from error
-        self._adopt(model)
+        self._adopt(model, processor.image_mean, processor.image_std)
 
-    def _adopt(self, model: Any) -> None:
+    def _adopt(self, model: Any, mean: Sequence[float], std: Sequence[float]) -> None:
         """Take the model over, and none of the decoding rules that it brings along (trap 8)."""
         from transformers import GenerationConfig
 
@@ -124,8 +137,9 @@ class VisionEncoderDecoder(Captioner):
             log.info("the captioner's own decoding rules are not used: %s", dropped)
         self._tokens = {"decoder_start_token_id": self.start, "eos_token_id": self.end, "pad_token_id": self.pad}
         model.generation_config = GenerationConfig(**self._tokens)
-        self.register_buffer("mean", torch.tensor(self.processor.image_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.processor.image_std).view(3, 1, 1), persistent=False)
+        self.processor = image_processor(config.encoder.image_size, mean, std)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         # Captions are padded after their end, where a causal decoder cannot see it: no mask is needed, nor a warning.
         model.decoder.config.pad_token_id = None
         model.encoder.requires_grad_(not self.freeze_encoder)
@@ -142,12 +156,11 @@ class VisionEncoderDecoder(Captioner):
         # A convolutional encoder gives (B, E, H, W).
         return memory.flatten(2).transpose(1, 2).contiguous() if memory.ndim == 4 else memory
 
-    @torch.no_grad()
-    def generate(self, memory: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor, Tensor]:
+    def _rules(self, sampler: Sampler) -> Any:
+        """A sampler in Hugging Face's words, but for guidance, which has none there."""
         from transformers import GenerationConfig
-        from transformers.modeling_outputs import BaseModelOutput
 
-        config = GenerationConfig(
+        return GenerationConfig(
             **self._tokens,
             max_new_tokens=sampler.max_tokens,
             use_cache=True,
@@ -161,11 +174,16 @@ class VisionEncoderDecoder(Captioner):
                 else {}
             ),
         )
+
+    @torch.no_grad()
+    def generate(self, memory: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor, Tensor]:
+        from transformers.modeling_outputs import BaseModelOutput
+
         guided = sampler.guidance != 1
         known = torch.cat([memory, self.unknown(memory)]) if guided else memory
         output = self.model.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=known),
-            generation_config=config,
+            generation_config=self._rules(sampler),
             logits_processor=[partial(_guide, gamma=sampler.guidance)] if guided else None,
         )
         # Guided, the second half is the first once more.
@@ -202,9 +220,37 @@ class VisionEncoderDecoder(Captioner):
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     def save_pretrained(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+        self._save(self.model, folder)
+
+    def export(self, folder: Path, decoder: Sampler) -> str:
+        if decoder.guidance != 1:
+            raise UserError(
+                f"captions are decoded with guidance {decoder.guidance:g}, of which transformers alone knows nothing; a "
+                "captioner whose decoder has guidance: 1 can be exported"
+            )
+        model = self.model if self._sees_a_sequence() else self._with_feature_map()
+        self._save(model, folder)
+        self._rules(decoder).save_pretrained(folder)
+        return USAGE.format(trust="" if model is self.model else ", trust_remote_code=True")
+
+    def _save(self, model: Any, folder: Path) -> None:
+        model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+    def _sees_a_sequence(self) -> bool:
+        """Whether the encoder's output is (B, S, E), which is what Hugging Face's own class hands to the decoder."""
+        side = self.model.config.encoder.image_size
+        with torch.no_grad():
+            return self.model.encoder(pixel_values=self.mean.new_zeros(1, 3, side, side)).last_hidden_state.ndim == 3
+
+    def _with_feature_map(self) -> Any:
+        """The same model, of a class that can say how it is to be used: saved, it brings its code along."""
+        from distcap.models.feature_map_encoder_decoder import FeatureMapEncoderDecoder
+
+        model = FeatureMapEncoderDecoder(copy.deepcopy(self.model.config))
+        model.load_state_dict(self.model.state_dict())
+        return model
 
 
 def _guide(tokens: Tensor, scores: Tensor, gamma: float) -> Tensor:
