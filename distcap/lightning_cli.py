@@ -13,7 +13,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from distcap.callbacks import Predictions
+from distcap.callbacks import Dashboard, Predictions
 from distcap.cli import STAGE_COMMANDS, configs_folder
 from distcap.data import CocoCaptions, ImageFolder
 from distcap.types import UserError
@@ -69,6 +69,7 @@ class DistcapCLI(LightningCLI):
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_on_exception": True})
         # Else what is saved last is the last validated epoch, and not the captioner that training ended with.
         parser.set_defaults({"checkpoint.save_on_train_epoch_end": True})
+        parser.add_lightning_class_args(Dashboard, "dashboard")
         parser.link_arguments("run", "trainer.default_root_dir", compute_fn=run_folder)
         parser.link_arguments(
             "run", "checkpoint.dirpath", compute_fn=lambda run: os.path.join(run_folder(run), "checkpoints")

@@ -9,9 +9,11 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from distcap.callbacks.dashboard import wandb_loggers
 from distcap.functional import ranks
 from distcap.metrics.ngram import split_scores
 from distcap.metrics.retrieval import RetrievalRecall
+from distcap.metrics.signature import signature
 from distcap.models import FrozenClip
 from distcap.types import UserError
 
@@ -22,7 +24,7 @@ class Evaluation(Callback):
     """Recall@k by the reward CLIP and by a held-out judge, n-gram metrics, and what was said of each image.
 
     Logged as val/... and test/...; written to RUN/metrics.json and RUN/captions_SPLIT.json. The values of each image,
-    for intervals and paired tests, are in RUN/scores_SPLIT.json.
+    for intervals and paired tests, are in RUN/scores_SPLIT.json, and with them how all was computed.
 
     Args:
         clip: the CLIP of the reward.
@@ -108,7 +110,8 @@ class Evaluation(Callback):
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(trainer.default_root_dir)
             _update_json(folder / "metrics.json", split, scores)
-            table = {"image_ids": list(captions), "scores": each}
+            how = signature(type(data).__name__, split, references, stage.decoder)
+            table = {"image_ids": list(captions), "scores": each, "signature": how}
             (folder / f"scores_{split}.json").write_text(json.dumps(table))
             rows = caption_table(captions, references, files, similarity, images)
             (folder / f"captions_{split}.json").write_text(json.dumps(rows, indent=1))
@@ -166,11 +169,8 @@ def _update_json(file: Path, split: str, scores: dict[str, float]) -> None:
 
 
 def _log_table(trainer: Trainer, split: str, rows: list[dict[str, Any]]) -> None:
-    from lightning.pytorch.loggers import WandbLogger
+    for logger in wandb_loggers(trainer):
+        import wandb
 
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            data = [[wandb.Image(r["file"]), r["ground_truth"][0], r["caption"], r["rank"]] for r in rows]
-            logger.log_table(f"{split}/captions", ["image", "ground truth", "caption", "rank"], data)
+        data = [[wandb.Image(r["file"]), r["ground_truth"][0], r["caption"], r["rank"]] for r in rows]
+        logger.log_table(f"{split}/captions", ["image", "ground truth", "caption", "rank"], data)

@@ -10,6 +10,7 @@ import torch
 from fakes import FakeClip, embed
 
 from distcap.callbacks import Evaluation
+from distcap.models import Sampler
 
 TRUTHS = {2: ["red dog"], 5: ["blue cat"], 9: ["dog"]}
 CAPTIONS = {5: "blue cat", 2: "red dog dog", 9: "dog"}
@@ -49,7 +50,9 @@ def left(tmp_path: Path) -> tuple[dict[str, float], dict[str, Any], dict[str, fl
         world_size=1, datamodule=data, is_global_zero=True, fast_dev_run=0, default_root_dir=tmp_path, loggers=[]
     )
     logged: dict[str, float] = {}
-    stage = SimpleNamespace(device="cpu", log_dict=lambda values, **_: logged.update(values))
+    stage = SimpleNamespace(
+        device="cpu", decoder=Sampler(method="greedy"), log_dict=lambda values, **_: logged.update(values)
+    )
     evaluation = Evaluation(Clip(), Clip(blind=True), java=False)
     evaluation._captions = dict(CAPTIONS)
     evaluation.on_test_epoch_end(trainer, stage)
