@@ -5,6 +5,7 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def beside(run: str, value: Any) -> Any:
 
 
 def run_folder(run: str) -> str:
-    """Where a run writes."""
-    return os.path.join("runs", run)
+    """Where a run writes. $WANDB_RUN_ID and the like are filled in, for a sweep gives all its runs one name."""
+    return os.path.join("runs", os.path.expandvars(run))
 
 
 class DistcapCLI(LightningCLI):
@@ -83,7 +84,12 @@ class DistcapCLI(LightningCLI):
                 one.init_args.save_dir = run_folder(config.run)
                 # A CSVLogger begins its file anew: only training writes to the run's own.
                 plain = "" if self.subcommand == "fit" else self.subcommand
-                one.init_args.name = config.run if "Wandb" in one.class_path else plain
+                one.init_args.name = os.path.expandvars(config.run) if "Wandb" in one.class_path else plain
+                if one.class_path.endswith("TensorBoardLogger") and find_spec("tensorboard") is None:
+                    raise UserError(
+                        "TensorBoard isn't installed: pip install 'distcap[tensorboard]', or log elsewhere, e.g. "
+                        "--config logger/csv.yaml"
+                    )
         if self.subcommand != "fit" and config.ckpt_path == "last":
             config.ckpt_path = os.path.join(run_folder(config.run), "checkpoints", "last.ckpt")
         if (path := config.get("ckpt_path")) and path not in ("last", "best", "hpc") and not Path(path).is_file():

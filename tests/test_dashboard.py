@@ -75,26 +75,29 @@ def test_curves_of_all_groups_are_drawn_over_the_global_step(run: OfflineRun) ->
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_the_caption_table_has_the_images(split: str, folder: Path, run: OfflineRun) -> None:
-    table = [row[f"{split}/captions"] for row in run.items("history") if f"{split}/captions" in row][-1]
-    content = json.loads((run.folder / "files" / table["path"]).read_text())
-    assert content["columns"] == ["image", "ground truth", "caption", "rank"]
+    tables = [one for one in run.of("artifact") if f"-{split}captions-" in one.name]
+    files = {content.path: Path(content.local_path) for content in tables[-1].manifest.contents}
+    table = json.loads(files[f"{split}/captions.table.json"].read_text())
+    assert table["columns"] == ["image", "ground truth", "caption", "rank"]
     captions = json.loads((folder / f"captions_{split}.json").read_text())
-    assert [row[2] for row in content["data"]] == [row["caption"] for row in captions]
-    assert all((run.folder / "files" / row[0]["path"]).is_file() for row in content["data"])
+    assert [row[2] for row in table["data"]] == [row["caption"] for row in captions]
+    for row, shown in zip(table["data"], captions, strict=True):
+        assert files[row[0]["path"]].read_bytes() == Path(shown["file"]).read_bytes()
 
 
 def test_the_trade_off_gains_a_point_with_each_validation(run: OfflineRun) -> None:
     rows = run.items("history")
-    tables = [row["val/tradeoff_table"] for row in rows if "val/tradeoff_table" in row]
-    points = [json.loads((run.folder / "files" / table["path"]).read_text())["data"] for table in tables]
+    paths = [row["val/tradeoff_table.path"] for row in rows if "val/tradeoff_table.path" in row]
+    points = [json.loads((run.folder / "files" / path).read_text())["data"] for path in paths]
     measured = [row for row in rows if "val/cider" in row]
-    expected = [[row["trainer/global_step"], row["val/cider"], row["val/judge_t2i_recall@1"]] for row in measured]
+    expected = [
+        [step, row["val/cider"], row["val/judge_t2i_recall@1"]] for step, row in zip((3, 6), measured, strict=True)
+    ]
     assert [len(table) for table in points] == [1, 2]
     for point, row in zip(points[-1], expected, strict=True):
-        assert point[1:] == pytest.approx(row[1:])
-    charts = json.dumps(run.merged("config")["_wandb"])
-    assert "val/tradeoff" in charts
-    assert "wandb/scatter/v0" in charts
+        assert point == pytest.approx(row)
+    chart = run.merged("config")["_wandb.visualize.val/tradeoff"]["panel_config"]
+    assert (chart["panelDefId"], chart["fieldSettings"]) == ("wandb/scatter/v0", {"x": "CIDEr", "y": "R@1"})
 
 
 def test_the_summary_has_the_best_and_the_last_of_each_validation_metric(run: OfflineRun) -> None:

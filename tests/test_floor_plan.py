@@ -15,7 +15,7 @@ FLOORS = (
     {"models", "data"},
     {"experience"},  # knows models by their protocols alone
     {"rewards", "baselines", "objectives", "metrics", "health"},
-    {"stages", "callbacks", "report"},
+    {"stages", "callbacks", "report", "export"},
     # Commands: they know each other, and import late what is heavy.
     {"cli", "lightning_cli", "steps", "demo", "ablation"},
 )

@@ -173,4 +173,5 @@ def _log_table(trainer: Trainer, split: str, rows: list[dict[str, Any]]) -> None
         import wandb
 
         data = [[wandb.Image(r["file"]), r["ground_truth"][0], r["caption"], r["rank"]] for r in rows]
-        logger.log_table(f"{split}/captions", ["image", "ground truth", "caption", "rank"], data)
+        columns = ["image", "ground truth", "caption", "rank"]
+        logger.log_table(f"{split}/captions", columns, data, step=trainer.global_step)

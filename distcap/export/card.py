@@ -55,7 +55,9 @@ def write_card(folder: Path, run: TrainedRun, decoder: Sampler, usage: str, lice
         decoder=decoder_line(decoder),
         settings=_arguments({name: value for name, value in run.stage.items() if name not in PARTS}),
         data=_short(run.config.get("data")),
-        trainer=_arguments({k: run.config["trainer"].get(k) for k in ("max_epochs", "max_steps", "devices", "precision")}),
+        trainer=_arguments(
+            {k: run.config["trainer"].get(k) for k in ("max_epochs", "max_steps", "devices", "precision")}
+        ),
         seed=run.config.get("seed_everything"),
         warnings=run.warnings,
         version=__version__,

@@ -36,7 +36,9 @@ def export_run(run: Path, output: Path | None = None, license: str | None = None
     captioner, decoder = trained.load()
     for split, signature in trained.signatures.items():
         if signature["decoder"] != decoder_line(decoder):
-            log.warning("the %s metrics of %s were measured on captions decoded otherwise; the card says so", split, run)
+            log.warning(
+                "the %s metrics of %s were measured on captions decoded otherwise; the card says so", split, run
+            )
     output.parent.mkdir(parents=True, exist_ok=True)
     # Moved when complete, so that an interrupted export is not taken for one.
     with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
