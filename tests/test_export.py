@@ -1,4 +1,4 @@
-"""An exported captioner says the same where distcap is not installed, and its card says how it was made and measured."""
+"""An exported captioner says the same where distcap is not installed; its card says how it was made and measured."""
 
 import contextlib
 import json

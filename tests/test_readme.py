@@ -28,6 +28,7 @@ WORK = (
     "distcap.data.scenes.paint_benchmark",
     "distcap.metrics.java.install_spice",
     "distcap.report.report",
+    "distcap.export.export_run",
 )
 """What the plain commands do once they are understood."""
 

@@ -22,7 +22,7 @@ class Dashboard(Callback):
     summary anyway. Without a WandbLogger nothing is done. W&B's own process uploads, or writes to disk in offline mode.
 
     - config: RUN/config.yaml.
-    - `val/tradeoff`: a chart of caption-to-image R@1, by the judge where there is one, over CIDEr, a point a validation.
+    - `val/tradeoff`: a chart of caption-to-image R@1, by the judge if there is one, over CIDEr, a point a validation.
     - summary: `best/val/METRIC`, and what HackingWatch said as `health/SYMPTOM`, which is an alert as well.
     - artifact: what the stage leaves for later ones (captioner, CLIP or discriminator), as safetensors. Checkpoints,
       which hold the optimizer too, are three times as large: Lightning's own `log_model: true` uploads those.

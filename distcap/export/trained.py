@@ -81,7 +81,7 @@ class TrainedRun:
         return found.captioner.eval(), found.decoder
 
     def base_model(self) -> str | None:
-        """The name on the Hugging Face hub that training began with, followed through earlier runs; None if none did."""
+        """The model on the Hugging Face hub that training began with, found through earlier runs; None if none did."""
         config, seen = self.config, set()
         while True:
             source = config["model"]["init_args"]["captioner"].get("init_args", {}).get("init_from")

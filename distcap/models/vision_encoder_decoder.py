@@ -225,8 +225,8 @@ class VisionEncoderDecoder(Captioner):
     def export(self, folder: Path, decoder: Sampler) -> str:
         if decoder.guidance != 1:
             raise UserError(
-                f"captions are decoded with guidance {decoder.guidance:g}, of which transformers alone knows nothing; a "
-                "captioner whose decoder has guidance: 1 can be exported"
+                f"captions are decoded with guidance {decoder.guidance:g}, of which transformers alone knows nothing; "
+                "a captioner whose decoder has guidance: 1 can be exported"
             )
         model = self.model if self._sees_a_sequence() else self._with_feature_map()
         self._save(model, folder)
