@@ -18,11 +18,14 @@ GROUPS = {"train", "loss", "reward", "policy", "val", "test"}
 
 
 class Alarm(HackingWatch):
-    """Finds something at the second step, whatever is logged."""
+    """Finds something at the second step, whatever is logged, and nothing else."""
 
     def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
         if trainer.global_step == 2:
             self._warn(trainer, iter([("length", "samples are long")]))
+
+    def on_validation_end(self, *args: Any) -> None:
+        pass
 
 
 def apart(folder: Path, *args: str) -> None:

@@ -50,12 +50,13 @@ def runs(workshop: Path) -> dict[str, Path]:
         source = workshop / f"captioner-{name}"
         tiny.make_captioner(encoder=encoder).save_pretrained(source)
         run = f"demo/strong-{name}"
-        stage = ("--config", "demo/mle.yaml", f"--run={run}", "--model.decoder.max_tokens=12", "--data.image_size=32")
+        stage = ("--config", "demo/mle.yaml", f"--run={run}", "--model.decoder.max_tokens=12")
         learn = ("--trainer.max_steps=1", "--trainer.limit_train_batches=1", "--trainer.check_val_every_n_epoch=1")
         learn = (*learn, "--model.learning_rate=0", f"--model.captioner.init_from={source}")
         evaluation = f"--trainer.callbacks={json.dumps([tiny.EVALUATION])}"
-        tiny.run(workshop, "fit", *stage, "--data=scenes.yaml", *learn, evaluation)
-        folder = ("--data=ImageFolder", "--data.folder=photos", "--data.num_workers=0")
+        scenes = ("--data=scenes.yaml", "--data.image_size=32")
+        tiny.run(workshop, "fit", *stage, *scenes, *learn, evaluation)
+        folder = ("--data=ImageFolder", "--data.folder=photos", "--data.num_workers=0", "--data.image_size=32")
         trained = f"--model.captioner.init_from=runs/{run}"
         tiny.run(workshop, "predict", *stage, *folder, trained, "--trainer.callbacks=[]")
         tiny.run(workshop, "export", f"runs/{run}", "--license=mit")
