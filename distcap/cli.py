@@ -132,7 +132,8 @@ def ablation(
         seeds: of the pictures and of all training.
         systems: of configs/experiments; by default those of the README's table.
         workers: runs at a time; they share the cores.
-        docs: where results.md is written as well.
+        docs: where results.md is written as well, and in ablation/ what every run said and how it was scored; runs that
+            are found there are not made again.
     """
     from distcap.ablation import SYSTEMS, run_ablation
 
