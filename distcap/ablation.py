@@ -82,6 +82,12 @@ class Task:
         """Whether the run is there but began from another captioner than today's: another machine may train another."""
         return (self.run / MARKER).exists() and self._told()["began_from"] != self.began_from
 
+    def _has_ended(self) -> bool:
+        """Whether the run left what it is for: a model for others, or a captioner's metrics."""
+        models = [self.run / name for name in ("clip", "discriminator")]
+        metrics = self.run / "metrics.json"
+        return any(map(Path.is_dir, models)) or (metrics.exists() and "test" in json.loads(metrics.read_text()))
+
     def _told(self) -> dict[str, str]:
         return json.loads((self.run / MARKER).read_text())
 
@@ -99,6 +105,8 @@ class Task:
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
         if code:
             raise UserError(f"{self.run} failed with exit code {code}; see {self.run / 'log.txt'}")
+        if not self._has_ended():  # Lightning ends well when it is told to terminate
+            raise UserError(f"{self.run} was ended from outside; the same command goes on with it")
         train = round(time.perf_counter() - begin, 1)
         told = {"train": train, "made_by": self.made_by, "began_from": self.began_from}
         (self.run / MARKER).write_text(json.dumps(told))

@@ -23,6 +23,8 @@ class Commands:
     def __init__(self) -> None:
         self.lines: list[list[str]] = []
         self.fails = ""
+        self.terminated = ""
+        """A run that is told to end, which Lightning does with exit code 0."""
         self.says = "a cat"
         """What the captioner of teacher forcing says."""
 
@@ -30,7 +32,14 @@ class Commands:
         self.lines.append(command)
         run = Path("runs") / self.option(command, "--run")
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-        if run.name not in ("clip", "judge", "discriminator", "grammar"):
+        if self.name(command) == self.terminated:
+            return SimpleNamespace(returncode=0)
+        if run.name in ("clip", "judge", "discriminator", "grammar"):
+            (run / ("clip" if run.name == "judge" else run.name.replace("grammar", "discriminator"))).mkdir(
+                exist_ok=True
+            )
+        else:
+            (run / "metrics.json").write_text(json.dumps({"test": {}}))
             caption = self.says if run.name == "mle" else "a dog"
             (run / "captions_test.json").write_text(json.dumps([{"caption": caption}]))
             (run / "scores_test.json").write_text("{}")
@@ -127,6 +136,16 @@ def test_a_failure_stops_what_builds_on_it_and_nothing_else_and_is_tried_again(c
     commands.lines, commands.fails = [], ""
     go(seeds=(0, 1))
     assert commands.runs == [f"seed-0/{name}" for name in ("mle", "scst", "discriminator", "full")]
+
+
+@pytest.mark.parametrize("name", ["discriminator", "full"])
+def test_a_run_that_was_ended_from_outside_is_not_done(name: str, commands: Commands) -> None:
+    commands.terminated = f"seed-0/{name}"
+    with pytest.raises(UserError, match=f"seed-0/{name} was ended from outside; the same command goes on with it"):
+        go()
+    commands.lines, commands.terminated = [], ""
+    go()
+    assert commands.runs == [f"seed-0/{left}" for left in dict.fromkeys((name, "full"))]
 
 
 def test_a_run_of_another_config_than_todays_is_not_passed_off_as_done(commands: Commands) -> None:
