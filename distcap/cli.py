@@ -5,7 +5,8 @@ Commands are told apart before anything heavy is imported, so that `distcap --he
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,15 @@ def _summary(command: Callable[..., Any]) -> str:
     return (command.__doc__ or "").partition("\n\n")[0]
 
 
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """A full disk, or a folder that may not be written, is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or 'the disk'}: {error.strerror or error}; what was done is kept") from error
+
+
 def demo(run: str = "demo", seed: int = 0, size: float = 1.0) -> None:
     """The whole method on the embedded benchmark: paint, train, evaluate, report. Interrupted, it goes on.
 
@@ -180,7 +190,8 @@ def coco(root: str = "data/coco", archives: str | None = None, images: str | Non
     """
     from distcap.data.prepare import prepare_coco
 
-    prepare_coco(Path(root), archives, images)
+    with _disk_errors():
+        prepare_coco(Path(root), archives, images)
 
 
 def flickr30k(root: str = "data/flickr30k", archives: str | None = None, images: str | None = None) -> None:
@@ -193,7 +204,8 @@ def flickr30k(root: str = "data/flickr30k", archives: str | None = None, images:
     """
     from distcap.data.prepare import prepare_flickr30k
 
-    prepare_flickr30k(Path(root), archives, images)
+    with _disk_errors():
+        prepare_flickr30k(Path(root), archives, images)
 
 
 def nocaps(root: str = "data/nocaps", archives: str | None = None, images: str | None = None) -> None:
@@ -206,7 +218,8 @@ def nocaps(root: str = "data/nocaps", archives: str | None = None, images: str |
     """
     from distcap.data.prepare import prepare_nocaps
 
-    prepare_nocaps(Path(root), archives, images)
+    with _disk_errors():
+        prepare_nocaps(Path(root), archives, images)
 
 
 def spice() -> None:

@@ -15,12 +15,11 @@ from distcap.data.painter import Scene, paint, random_scene
 DOMAINS = ("in-domain", "near-domain", "out-domain")
 
 
-def write_coco(
-    folder: Path, *, train: int = 8, restval: int = 4, val: int = 4, test: int = 4, seed: int = 0, checksums: bool = True
-) -> Path:
+def write_coco(folder: Path, *, train: int = 8, restval: int = 4, val: int = 4, test: int = 4, seed: int = 0) -> Path:
     """COCO's archives as its authors offer them: train2014.zip, val2014.zip, and Karpathy's caption_datasets.zip.
 
-    To be used like those: `distcap prepare coco --archives FOLDER`, or the address at which FOLDER is served.
+    And SHA256SUMS, for these are not the archives whose checksums are published. To be used like those:
+    `distcap prepare coco --archives FOLDER`, or the address at which FOLDER is served.
 
     Args:
         folder: where they go; made if it is not there.
@@ -29,7 +28,6 @@ def write_coco(
         val: images of val2014.zip.
         test: images of val2014.zip.
         seed: of the pictures and what people wrote about them.
-        checksums: SHA256SUMS, too, without which they are no COCO.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -40,14 +38,11 @@ def write_coco(
         cocoid = 42 + 31 * number
         name = f"COCO_{year}_{cocoid:012d}.jpg"
         pictures[year][f"{year}/{name}"] = jpeg(scene)
-        rows.append(
-            {"filepath": year, **_karpathy(number, name, split, captions), "cocoid": cocoid},
-        )
+        rows.append({"filepath": year, **_karpathy(number, name, split, captions), "cocoid": cocoid})
     for year, files in pictures.items():
         _zip(folder / f"{year}.zip", {f"{year}/": b"", **files})
     _zip(folder / "caption_datasets.zip", {"dataset_coco.json": _json({"images": rows, "dataset": "coco"})})
-    if checksums:
-        write_checksums(folder)
+    write_checksums(folder)
     return folder
 
 

@@ -46,9 +46,11 @@ def unpack(archive: Path, folder: Path, wanted: Iterable[str]) -> None:
             size, free = sum(info.file_size for info in new), shutil.disk_usage(folder).free
             if size > free:
                 raise UserError(f"{archive} unpacks to {size:,} bytes, and {folder} has only {free:,} left; make room")
-            done = len(names) - len(new)
-            for info in tqdm(new, archive.name, total=len(names), initial=done, unit="file", disable=not new):
-                _take(opened, info, folder)
+            with tqdm(desc=f"unpacking {archive.name}", total=len(names), unit="file") as bar:
+                bar.update(len(names) - len(new))
+                for info in new:
+                    _take(opened, info, folder)
+                    bar.update()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise UserError(f"{archive} is damaged, or cut short ({error}); download it again") from error
 

@@ -80,8 +80,9 @@ class CocoCaptions(LightningDataModule):
 
     hint: ClassVar[str] = (
         "`distcap prepare coco` gets COCO (20 GB, https://cocodataset.org/#download) with Karpathy's split, `distcap "
-        "prepare flickr30k` and `distcap prepare nocaps` get those; or point --data.images and --data.annotations at "
-        "what you have. The same on the embedded benchmark, with nothing to download: distcap fit --config demo/mle.yaml"
+        "prepare flickr30k` and `distcap prepare nocaps` get those; or point --data.images and --data.annotations "
+        "at what you have. The same on the embedded benchmark, with nothing to download: "
+        "distcap fit --config demo/mle.yaml"
     )
     """How to get the data, for whoever does not have it."""
 

@@ -56,7 +56,7 @@ def download(
         raise UserError(f"{url} is no http address, and nothing else is fetched")
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.part")
-    with tqdm(desc=file.name, unit="B", unit_scale=True, disable=quiet) as bar:
+    with tqdm(desc=f"fetching {file.name}", unit="B", unit_scale=True, disable=quiet) as bar:
         for attempt in range(attempts):
             if sha256 is None:
                 part.unlink(missing_ok=True)
@@ -87,7 +87,10 @@ def require_sha256(file: Path, sha256: str) -> None:
     """Read the whole file, and raise a UserError if it has another checksum."""
     digest = hashlib.sha256()
     size = file.stat().st_size
-    with file.open("rb") as source, tqdm(desc="checking", total=size, unit="B", unit_scale=True, leave=False) as bar:
+    with (
+        file.open("rb") as source,
+        tqdm(desc=f"checking {file.name}", total=size, unit="B", unit_scale=True, leave=False) as bar,
+    ):
         while chunk := source.read(1 << 20):
             digest.update(chunk)
             bar.update(len(chunk))

@@ -10,8 +10,8 @@ from distcap.types import UserError
 EXPECTED = {"train": 29_000, "val": 1_014, "test": 1_000}
 REMEDY = (
     "Flickr30k's images are sent to whoever asks for them, by the form at "
-    "https://shannon.cs.illinois.edu/DenotationGraph/; unpack flickr30k-images.tar.gz, and name the folder with the .jpg "
-    "files: distcap prepare flickr30k --images FOLDER"
+    "https://shannon.cs.illinois.edu/DenotationGraph/; unpack flickr30k-images.tar.gz, and name the folder with the "
+    ".jpg files: distcap prepare flickr30k --images FOLDER"
 )
 
 
