@@ -78,7 +78,7 @@ def find_configs(args: Sequence[str]) -> list[str]:
         target = position if equals else position + 1
         name = value if equals else found[target] if target < len(found) else ""
         is_config = name.endswith(".yaml") or (name and option in ("--config", "-c"))
-        if not is_config or Path(name).is_file():
+        if not is_config or name.startswith("-") or Path(name).is_file():
             continue
         shipped = configs_folder() / name
         if not shipped.is_file():

@@ -162,6 +162,7 @@ def test_a_piece_of_a_config_may_be_a_shipped_one_too(tmp_path: Path, monkeypatc
     shipped = str(configs_folder() / "data" / "nocaps.yaml")
     assert find_configs(["test", "--data", "data/nocaps.yaml"]) == ["test", "--data", shipped]
     assert find_configs(["test", "--data=data/nocaps.yaml"]) == ["test", f"--data={shipped}"]
+    assert find_configs(["test", "--flag", "--data=data/nocaps.yaml"])[1:] == ["--flag", f"--data={shipped}"]
     assert find_configs(["test", "--data", "data/mine.yaml"]) == ["test", "--data", "data/mine.yaml"]
     with pytest.raises(UserError, match=r"data/none\.yaml: no such config"):
         find_configs(["test", "--data", "data/none.yaml"])
