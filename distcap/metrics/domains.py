@@ -27,7 +27,7 @@ def domain_scores(
         domains: image id -> domain, of the images that have one.
         java: METEOR and SPICE, too.
     """
-    scores = {}
+    scores: dict[str, float] = {}
     for domain in sorted(set(domains.values())):
         ids = [image for image in captions if domains.get(image) == domain]
         rows = [row for row, image in enumerate(captions) if domains.get(image) == domain]
