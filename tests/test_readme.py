@@ -26,6 +26,9 @@ CONFIGS = sorted(
 WORK = (
     "distcap.demo.run_demo",
     "distcap.data.scenes.paint_benchmark",
+    "distcap.data.prepare.prepare_coco",
+    "distcap.data.prepare.prepare_flickr30k",
+    "distcap.data.prepare.prepare_nocaps",
     "distcap.metrics.java.install_spice",
     "distcap.report.report",
 )

@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from distcap.functional import ranks
+from distcap.metrics.domains import domain_scores
 from distcap.metrics.ngram import split_scores
 from distcap.metrics.retrieval import RetrievalRecall
 from distcap.models import FrozenClip
@@ -22,7 +23,8 @@ class Evaluation(Callback):
     """Recall@k by the reward CLIP and by a held-out judge, n-gram metrics, and what was said of each image.
 
     Logged as val/... and test/...; written to RUN/metrics.json and RUN/captions_SPLIT.json. The values of each image,
-    for intervals and paired tests, are in RUN/scores_SPLIT.json.
+    for intervals and paired tests, are in RUN/scores_SPLIT.json. Where images belong to domains, as those of nocaps do,
+    each domain has its metrics, too, such as test/in_domain/cider.
 
     Args:
         clip: the CLIP of the reward.
@@ -77,7 +79,8 @@ class Evaluation(Callback):
     def _evaluate(self, trainer: Trainer, stage: LightningModule, split: str) -> None:
         captions = dict(sorted(_gather(self._captions, trainer.world_size).items()))
         data = trainer.datamodule  # type: ignore[attr-defined]
-        files = {e.image_id: data.path(e) for e in data.entries(split) if e.image_id in captions}
+        entries = [entry for entry in data.entries(split) if entry.image_id in captions]
+        files = {entry.image_id: data.path(entry) for entry in entries}
         references = {image: row for image, row in data.references(split).items() if image in captions}
         scores: dict[str, float] = {}
         each: dict[str, list[Any]] = {}
@@ -103,7 +106,10 @@ class Evaluation(Callback):
         text_scores, text_each = split_scores(captions, references, java)
         scores |= text_scores
         each |= text_each
-        shared = {name: value for name, value in scores.items() if name not in ("meteor", "spice")}
+        domains = {entry.image_id: entry.domain for entry in entries if entry.domain is not None}
+        in_java = {"meteor", "spice"} & text_scores.keys()
+        scores |= domain_scores(captions, references, each, domains, bool(in_java))
+        shared = {name: value for name, value in scores.items() if not name.endswith(("meteor", "spice"))}
         stage.log_dict({f"{split}/{name}": value for name, value in shared.items()}, rank_zero_only=True)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(trainer.default_root_dir)

@@ -28,12 +28,15 @@ class Entry:
     """Ground truth, in the file's order, white space normalised; empty where an image is only to be captioned."""
     split: str
     """train, val, test or predict."""
+    domain: str | None = None
+    """The part of the split that it belongs to, where the data set tells: nocaps has in-, near- and out-domain."""
 
 
 def read_karpathy(path: str | Path, restval: Restval = "train") -> list[Entry]:
     """The entries of a Karpathy split file, such as `dataset_coco.json`, in the file's order.
 
-        {"images": [{"cocoid" or "imgid", "filepath" (optional), "filename", "split", "sentences": [{"raw"}]}]}
+        {"images": [{"cocoid" or "imgid", "filepath" (optional), "filename", "split", "sentences": [{"raw"}],
+                     "domain" (optional)}]}
 
     Args:
         path: The JSON file.
@@ -65,6 +68,7 @@ def read_karpathy(path: str | Path, restval: Restval = "train") -> list[Entry]:
                 _relative(Path(folder, _field(image, "filename", str, at)), at),
                 _texts(captions, at),
                 "train" if split == "restval" else split,
+                _domain(image, at),
             )
         )
     _require_unique_ids(entries, path)
@@ -74,7 +78,7 @@ def read_karpathy(path: str | Path, restval: Restval = "train") -> list[Entry]:
 def read_coco(path: str | Path, split: str) -> list[Entry]:
     """The entries of an official COCO captions file, such as `captions_train2017.json`, in the file's order.
 
-        {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
+        {"images": [{"id", "file_name", "domain" (optional)}], "annotations": [{"image_id", "caption"}]}
 
     A file without "annotations", such as `image_info_test2014.json`, holds images that are only to be captioned.
 
@@ -92,9 +96,9 @@ def read_coco(path: str | Path, split: str) -> list[Entry]:
             raise UserError(f"{path} is a Karpathy split file, which holds every split: give it as annotations: {path}")
         image_id = _field(image, "id", int, f"{path}, image number {position}")
         at = f"{path}, image id {image_id}"
-        images.append((image_id, _relative(Path(_field(image, "file_name", str, at)), at)))
+        images.append((image_id, _relative(Path(_field(image, "file_name", str, at)), at), _domain(image, at)))
 
-    captions: dict[int, list[str]] = {image_id: [] for image_id, _ in images}
+    captions: dict[int, list[str]] = {image_id: [] for image_id, _, _ in images}
     annotations = _field(document, "annotations", list, path) if "annotations" in document else []
     for position, annotation in enumerate(annotations):
         at = f"{path}, annotation number {position}"
@@ -104,11 +108,24 @@ def read_coco(path: str | Path, split: str) -> list[Entry]:
         captions[image_id].append(_field(annotation, "caption", str, at))
 
     entries = [
-        Entry(image_id, file, _texts(captions[image_id], f"{path}, image id {image_id}"), split)
-        for image_id, file in images
+        Entry(image_id, file, _texts(captions[image_id], f"{path}, image id {image_id}"), split, domain)
+        for image_id, file, domain in images
     ]
     _require_unique_ids(entries, path)
     return entries
+
+
+def read_addresses(path: str | Path) -> dict[Path, str]:
+    """File name -> where the image is to be had, of an official COCO captions file whose images have a "coco_url".
+
+    Raises:
+        UserError: The file cannot be read, or an image has no address.
+    """
+    addresses = {}
+    for position, image in enumerate(_field(_load(path), "images", list, path)):
+        at = f"{path}, image number {position}"
+        addresses[_relative(Path(_field(image, "file_name", str, at)), at)] = _field(image, "coco_url", str, at)
+    return addresses
 
 
 def _load(path: str | Path) -> dict[str, Any]:
@@ -140,6 +157,10 @@ def _field(record: Any, key: str, kind: type[Kind], at: str | Path) -> Kind:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(f'{at}: "{key}" should be of type {kind.__name__}, found {str(value)[:40]!r}')
     return value
+
+
+def _domain(image: Any, at: str) -> str | None:
+    return _field(image, "domain", str, at) if "domain" in image else None
 
 
 def _texts(texts: list[Any], at: str) -> tuple[str, ...]:

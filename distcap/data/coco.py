@@ -79,10 +79,9 @@ class CocoCaptions(LightningDataModule):
     """
 
     hint: ClassVar[str] = (
-        "COCO's images are at https://cocodataset.org/#download (unpack train2014.zip and val2014.zip, 19 GB, in one "
-        "folder), the Karpathy split's dataset_coco.json is in "
-        "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip; point --data.images and "
-        "--data.annotations at them. The same on the embedded benchmark, with nothing to download: "
+        "`distcap prepare coco` gets COCO (20 GB, https://cocodataset.org/#download) with Karpathy's split, `distcap "
+        "prepare flickr30k` and `distcap prepare nocaps` get those; or point --data.images and --data.annotations "
+        "at what you have. The same on the embedded benchmark, with nothing to download: "
         "distcap fit --config demo/mle.yaml"
     )
     """How to get the data, for whoever does not have it."""
