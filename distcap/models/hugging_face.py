@@ -2,7 +2,8 @@
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,8 @@ class HuggingFaceCaptioner(Captioner):
         """The token before a caption's first, if there is one, and the token that ends it."""
 
     @abstractmethod
-    def see(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) as the processor would normalise them -> (B, S, E) memory."""
+    def see(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels in [0, 1], of the right size -> (B, S, E) memory."""
 
     @abstractmethod
     def decode(self, memory: Tensor, **rules: Any) -> Tensor:
@@ -124,12 +125,23 @@ class HuggingFaceCaptioner(Captioner):
                 "the embedded benchmark), or name another with --model.captioner.init_from"
             )
         name = str(run) if run.is_dir() else source
-        try:
+        with self.loading(name):
             self._check_family(name)
-            model = self.read(name)
+            self._adopt(self.read(name))
+
+    @staticmethod
+    @contextmanager
+    def loading(name: str) -> Iterator[None]:
+        """What goes wrong while a network is read is one line.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            yield
         except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"captioner {name} cannot be loaded: {str(error).splitlines()[0][:300]}") from error
-        self._adopt(model)
+            line = " ".join(str(error).split())[:300]
+            raise UserError(f"captioner {name} cannot be loaded: {line}") from error
 
     def _check_family(self, name: str) -> None:
         """Hugging Face would warn, and read another family's config with weights drawn at random."""
@@ -176,7 +188,11 @@ class HuggingFaceCaptioner(Captioner):
             raise UserError(
                 f"the captioner sees images of {side} pixels, got {images.shape[-1]}; set --data.image_size={side}"
             )
-        return self.see(((images - self.mean) / self.std).to(self.dtype))
+        return self.see(images)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels in [0, 1] -> the same by the processor's mean and standard deviation."""
+        return ((images - self.mean) / self.std).to(self.dtype)
 
     @torch.no_grad()
     def generate(self, memory: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,8 +257,11 @@ class HuggingFaceCaptioner(Captioner):
 
     def save_pretrained(self, folder: Path) -> None:
         """Of a captioner with LoRA the merged weights: no one who reads them needs to know of adapters."""
-        self.model.save_pretrained(folder, state_dict=None if self.lora is None else merged(self.model))
+        self._save_weights(folder)
         self.processor.save_pretrained(folder)
+
+    def _save_weights(self, folder: Path) -> None:
+        self.model.save_pretrained(folder, state_dict=None if self.lora is None else merged(self.model))
 
 
 def _guide(tokens: Tensor, scores: Tensor, gamma: float) -> Tensor:

@@ -94,8 +94,8 @@ class VisionEncoderDecoder(HuggingFaceCaptioner):
         config.decoder.pad_token_id = None
         return int(start), int(self.tokenizer.eos_token_id)
 
-    def see(self, pixels: Tensor) -> Tensor:
-        memory = self.model.encoder(pixel_values=pixels).last_hidden_state
+    def see(self, images: Tensor) -> Tensor:
+        memory = self.model.encoder(pixel_values=self.normalise(images)).last_hidden_state
         # A convolutional encoder gives (B, E, H, W).
         return memory.flatten(2).transpose(1, 2).contiguous() if memory.ndim == 4 else memory
 
