@@ -65,17 +65,23 @@ def configs_folder() -> Path:
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
-    """The arguments with each --config that is no file here replaced by the shipped one of that name."""
+    """The arguments with each YAML that is no file here replaced by the shipped one of that name.
+
+    What --config names must be one of the two; any other option may name a piece, as --model.captioner does.
+    """
     found = list(args)
     for position, argument in enumerate(found):
         option, equals, value = argument.partition("=")
-        if option not in ("--config", "-c"):
+        whole = option in ("--config", "-c")
+        if not option.startswith("-"):
             continue
         target = position if equals else position + 1
         name = value if equals else found[target] if target < len(found) else ""
-        if not name or Path(name).is_file():
+        if not name or Path(name).is_file() or not (whole or name.endswith(".yaml")):
             continue
         shipped = configs_folder() / name
+        if not whole and not shipped.is_file():
+            continue
         if not shipped.is_file():
             raise UserError(
                 f"{name}: no such config, neither here nor among the shipped ones; `distcap configs` lists them"

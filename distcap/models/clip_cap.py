@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from distcap.models.clip import FrozenClip
 from distcap.models.prefix import PrefixCaptioner
+from distcap.types import UserError
 
 
 class ClipCapModel(nn.Module):
@@ -69,7 +71,7 @@ class ClipCap(PrefixCaptioner):
     def __init__(
         self,
         init_from: str | None = None,
-        clip: FrozenClip = FrozenClip(),  # noqa: B008 - a value, never changed
+        clip: FrozenClip | None = None,
         language_model: str = "openai-community/gpt2",
         prefix: int = 10,
         freeze_encoder: bool = True,
@@ -78,6 +80,8 @@ class ClipCap(PrefixCaptioner):
         super().__init__(init_from, freeze_encoder=freeze_encoder, **kwargs)
         self._trained = init_from is not None
         if init_from is None:
+            if clip is None:
+                raise UserError("a ClipCap with init_from: null needs a CLIP to see with; set clip")
             with self.loading(language_model):
                 language = self._read_language_model(language_model)
             vision = copy.deepcopy(clip.net.visual).requires_grad_(True)
@@ -94,9 +98,13 @@ class ClipCap(PrefixCaptioner):
         config = json.loads((Path(name) / "config.json").read_text())
         config.pop("model_type")
         language = self._read_language_model(str(Path(name) / "language_model"))
-        with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
-            net = open_clip.create_model(f"local-dir:{Path(name).resolve() / 'clip'}", load_weights=False)
-            model = self._compose(net.visual, language, config)
+        logging.disable(logging.WARNING)  # that there are no weights beside the config
+        try:
+            with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
+                net = open_clip.create_model(f"local-dir:{Path(name).resolve() / 'clip'}", load_weights=False)
+                model = self._compose(net.visual, language, config)
+        finally:
+            logging.disable(logging.NOTSET)
         weights = load_file(Path(name) / "model.safetensors")
         model.vision.load_state_dict(_under("vision.", weights))
         model.mapping.load_state_dict(_under("mapping.", weights))

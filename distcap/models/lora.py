@@ -1,5 +1,6 @@
 """Low-rank adapters: a large language model learns by a few million weights."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,7 +48,9 @@ class Lora:
             target_modules=self.targets,  # type: ignore[arg-type]
         )
         try:
-            inject_adapter_in_model(config, model)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # it sees by itself what GPT-2 has
+                inject_adapter_in_model(config, model)
         except ValueError as error:
             raise UserError(f"lora.targets {self.targets}: {' '.join(str(error).split())[:300]}") from error
         for parameter in model.parameters():

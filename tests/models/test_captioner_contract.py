@@ -19,15 +19,6 @@ GREEDY = Sampler(method="greedy", max_tokens=12)
 SAMPLES = Sampler(samples=4, max_tokens=12)
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a saved captioner of each family, by its name."""
-    folder = tmp_path_factory.mktemp("families")
-    for name, write in families.WRITERS.items():
-        write(folder / name)
-    return folder
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
