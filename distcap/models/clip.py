@@ -60,6 +60,14 @@ class FrozenClip:
         return _load(_source(self.model), self.pretrained)[2]
 
     @property
+    def config(self) -> dict[str, Any]:
+        """What open_clip keeps in `open_clip_config.json`: model_cfg and preprocess_cfg."""
+        import open_clip
+
+        preprocess = open_clip.get_model_preprocess_cfg(self.net)
+        return {"model_cfg": open_clip.get_model_config(_source(self.model)), "preprocess_cfg": preprocess}
+
+    @property
     def device(self) -> torch.device:
         return next(self.net.parameters()).device
 

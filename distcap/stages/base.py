@@ -1,8 +1,9 @@
 """What the stages of training share."""
 
+import hashlib
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,15 @@ def draw_from(*key: object) -> None:
     draw = random.Random(" ".join(map(str, (os.environ.get("PL_GLOBAL_SEED", "0"), *key))))
     random.seed(draw.getrandbits(63))
     torch.manual_seed(draw.getrandbits(63))
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Of each tensor its name, shape and up to sixty-four values: enough to tell two trainings apart, at no cost."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        some = value.flatten()[:: max(1, value.numel() // 64)]
+        digest.update(f"{name} {tuple(value.shape)} {some.tolist()}".encode())
+    return digest.hexdigest()[:16]
 
 
 class Stage(LightningModule):
@@ -106,9 +116,28 @@ class CaptionerStage(Stage):
     def setup(self, stage: str) -> None:
         self._untrained = stage != "fit" and not self.captioner.trained
         self.captioner.prepare(self._truth())
+        self._fingerprint = fingerprint(self._frozen())  # before anything changes their device or precision
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of the captioner only what is trained, and a fingerprint of the rest, which `init_from` gives again."""
+        frozen = self._frozen()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+        checkpoint["frozen"] = self._fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._untrained = False
+        if checkpoint.get("frozen", self._fingerprint) != self._fingerprint:
+            raise UserError(
+                "the checkpoint's captioner has other frozen weights than model.captioner.init_from gives now; name "
+                "the same one, with the same freeze_encoder and lora"
+            )
+        # Loading stays strict: what is trained must be there, all of it.
+        checkpoint["state_dict"] = {**self._frozen(), **checkpoint["state_dict"]}
+
+    def _frozen(self) -> dict[str, Tensor]:
+        """The captioner's frozen weights, by their names in a checkpoint."""
+        parameters = self.captioner.named_parameters("captioner", remove_duplicate=False)
+        return {name: parameter.data for name, parameter in parameters if not parameter.requires_grad}
 
     def on_validation_start(self) -> None:
         if self._untrained:

@@ -19,6 +19,12 @@ from distcap.stages.base import CaptionerStage
 from distcap.types import Batch, UserError
 
 
+def frozen_copy(captioner: Captioner) -> Captioner:
+    """The captioner as it is now. What is frozen already, a LoRA captioner's base above all, it shares."""
+    shared: dict[int, Any] = {id(p): p for p in captioner.parameters() if not p.requires_grad}
+    return copy.deepcopy(captioner, shared).requires_grad_(False).eval()
+
+
 class RL(CaptionerStage):
     """SCST-style RL: sample, reward, subtract a baseline, and follow the gradient.
 
@@ -108,7 +114,7 @@ class RL(CaptionerStage):
             reward.prepare(references)
         self._cider = CiderD(references)
         # In a list, for a module would go into checkpoints.
-        self._reference = [copy.deepcopy(self.captioner).requires_grad_(False).eval()]
+        self._reference = [frozen_copy(self.captioner)]
         if self.clip is not None:
             self.clip.to(self.trainer.strategy.root_device)
             self._images = self.clip.image_store(self.files("train"), data.cache_dir)
