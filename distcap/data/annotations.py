@@ -149,6 +149,8 @@ def texts(found: list[Any], at: str) -> tuple[str, ...]:
     for text in found:
         if not isinstance(text, str):
             raise UserError(f"{at}: a caption should be a string, found {str(text)[:40]!r}")
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError(f"{at}: half a character in the caption {text[:40]!r}; write it anew")
     return tuple(" ".join(text.split()) for text in found if text.strip())
 
 
