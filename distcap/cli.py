@@ -65,18 +65,24 @@ def configs_folder() -> Path:
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
-    """The arguments with each --config that is no file here replaced by the shipped one of that name."""
+    """The arguments with each YAML file that is none here replaced by the shipped one of that name.
+
+    Options other than --config take pieces, as in --data data/folder.yaml.
+    """
     found = list(args)
     for position, argument in enumerate(found):
         option, equals, value = argument.partition("=")
-        if option not in ("--config", "-c"):
+        if not option.startswith("-"):
             continue
         target = position if equals else position + 1
         name = value if equals else found[target] if target < len(found) else ""
-        if not name or Path(name).is_file():
+        config = option in ("--config", "-c")
+        if not name or Path(name).is_file() or not (config or name.endswith(".yaml")):
             continue
         shipped = configs_folder() / name
         if not shipped.is_file():
+            if not config:
+                continue  # its own affair
             raise UserError(
                 f"{name}: no such config, neither here nor among the shipped ones; `distcap configs` lists them"
             )

@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from distcap.functional import ranks
-from distcap.metrics.ngram import split_scores
+from distcap.metrics.ngram import split_scores, writing_scores
 from distcap.metrics.retrieval import RetrievalRecall
 from distcap.models import FrozenClip
 from distcap.types import UserError
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 class Evaluation(Callback):
     """Recall@k by the reward CLIP and by a held-out judge, n-gram metrics, and what was said of each image.
+
+    Of images without human captions: recall, and of the n-gram metrics those that compare with nobody.
 
     Logged as val/... and test/...; written to RUN/metrics.json and RUN/captions_SPLIT.json. The values of each image,
     for intervals and paired tests, are in RUN/scores_SPLIT.json.
@@ -100,7 +102,8 @@ class Evaluation(Callback):
         if self.clips.keys() == {"", "judge_"}:
             scores["judge_gap"] = scores["t2i_recall@1"] - scores["judge_t2i_recall@1"]
         java = self.java and split == "test" and trainer.is_global_zero
-        text_scores, text_each = split_scores(captions, references, java)
+        human = any(references.values())
+        text_scores, text_each = split_scores(captions, references, java) if human else writing_scores(captions)
         scores |= text_scores
         each |= text_each
         shared = {name: value for name, value in scores.items() if name not in ("meteor", "spice")}
@@ -172,5 +175,5 @@ def _log_table(trainer: Trainer, split: str, rows: list[dict[str, Any]]) -> None
         if isinstance(logger, WandbLogger):
             import wandb
 
-            data = [[wandb.Image(r["file"]), r["ground_truth"][0], r["caption"], r["rank"]] for r in rows]
+            data = [[wandb.Image(r["file"]), next(iter(r["ground_truth"]), ""), r["caption"], r["rank"]] for r in rows]
             logger.log_table(f"{split}/captions", ["image", "ground truth", "caption", "rank"], data)

@@ -1,7 +1,7 @@
 """Captions files: one's own captions in JSONL or CSV, one image or one caption a row.
 
-They come from anywhere, so nothing in them is trusted: every row is checked when it is read, and a file name that leaves
-the image folder is refused.
+They come from anywhere, so nothing in them is trusted: every row is checked when it is read, and a file name that
+leaves the image folder is refused.
 """
 
 import csv
@@ -15,7 +15,7 @@ from distcap.data.annotations import field, relative, texts
 from distcap.types import UserError
 
 NAMES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
-"""What a captions file is called that need not be named; the last two as in the imagefolder of Hugging Face datasets."""
+"""What a captions file is called that need not be named; the last two are those of Hugging Face's imagefolder."""
 TEXTS = ("text", "caption", "captions")
 SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
@@ -50,8 +50,8 @@ def find_captions(folder: Path) -> Path | None:
 def read_captions(path: Path) -> Iterator[Row]:
     """The rows of a captions file, in its order.
 
-    A row has a "file_name", any of "text", "caption" and "captions" with a caption, or in JSONL with a list of them, and
-    possibly a "split"; what else it has is passed over.
+    A row has a "file_name"; a caption, or in JSONL a list of them, as "text", "caption" or "captions"; and possibly a
+    "split". What else it has is passed over.
 
     Args:
         path: NAME.jsonl, a JSON object a line, or NAME.csv, with a header.

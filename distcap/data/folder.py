@@ -82,7 +82,7 @@ class ImageFolder(ImageData):
             limit=limit,
             group_size=group_size,
         )
-        if not (0 <= val and 0 <= test and val + test < 1):
+        if min(val, test) < 0 or val + test >= 1:
             raise UserError(f"--data.val is {val} and --data.test {test}; they are shares, and train needs the rest")
         self.folder = Path(folder)
         self.captions = captions
@@ -170,5 +170,5 @@ def _hash(name: str) -> int:
 
 
 def _image_id(file: Path) -> int:
-    """Of 53 bits, which every reader of JSON keeps whole: among a million images, two share one once in 18,000 folders."""
+    """Of 53 bits, which every reader of JSON keeps whole: one in 18,000 folders of a million images has a collision."""
     return _hash(file.as_posix()) >> 11

@@ -204,7 +204,7 @@ def test_absent_and_corrupt_images_are_left_out_and_counted_on_request(album):
     (album / "captions.csv").write_text("file_name\n" + "".join(f"{number}.png\n" for number in range(200)))
     (album / "3.png").unlink()
     (album / "5.png").write_bytes(b"no image")
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="images of train") as told:
         data.dataset("train")
     assert ["1 of 200 images of train are not there" in str(w.message) for w in told] == [True, False]
     assert "1 of 199 images of train cannot be read, the first: " in str(told[1].message)

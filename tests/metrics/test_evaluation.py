@@ -38,12 +38,11 @@ class Store:
         return embed(*("dog" if self.blind else TRUTHS[i][0] for i in ids))
 
 
-@pytest.fixture
-def left(tmp_path: Path) -> tuple[dict[str, float], dict[str, Any], dict[str, float]]:
+def evaluate(tmp_path: Path, truths: dict[int, list[str]]) -> tuple[dict[str, float], dict[str, Any], dict[str, float]]:
     """metrics.json and scores_test.json of a run with a judge that sees dogs only, and what was logged."""
     entries = [SimpleNamespace(image_id=i) for i in TRUTHS]
     data = SimpleNamespace(
-        entries=lambda split: entries, path=lambda e: Path("x"), references=lambda split: TRUTHS, cache_dir=tmp_path
+        entries=lambda split: entries, path=lambda e: Path("x"), references=lambda split: truths, cache_dir=tmp_path
     )
     trainer = SimpleNamespace(
         world_size=1, datamodule=data, is_global_zero=True, fast_dev_run=0, default_root_dir=tmp_path, loggers=[]
@@ -58,6 +57,23 @@ def left(tmp_path: Path) -> tuple[dict[str, float], dict[str, Any], dict[str, fl
         json.loads((tmp_path / "scores_test.json").read_text()),
         logged,
     )
+
+
+@pytest.fixture
+def left(tmp_path: Path) -> tuple[dict[str, float], dict[str, Any], dict[str, float]]:
+    """What an evaluation leaves where there are human captions."""
+    return evaluate(tmp_path, TRUTHS)
+
+
+def test_without_human_captions_nothing_is_compared_with_them_and_all_else_is_measured_alike(
+    left: Any, tmp_path: Path
+) -> None:
+    metrics, table, logged = evaluate(tmp_path, {image: [] for image in TRUTHS})
+    compared = {"cider", "rouge_l", *(f"bleu@{n}" for n in range(1, 5))}
+    assert metrics == {name: value for name, value in left[0].items() if name not in compared}
+    assert table["scores"].keys() == left[1]["scores"].keys() - {"cider", "rouge_l", "bleu_counts"}
+    assert logged.keys() == {f"test/{name}" for name in metrics}
+    assert [row["ground_truth"] for row in json.loads((tmp_path / "captions_test.json").read_text())] == [[], [], []]
 
 
 def test_every_image_has_a_value_of_each_metric_in_the_order_of_ids(left: Any) -> None:
