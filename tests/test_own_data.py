@@ -178,6 +178,19 @@ def test_batches_of_look_alikes_are_made_of_a_folder(captionless: Path) -> None:
     assert cli.trainer.global_step == 2
 
 
+def test_a_broken_image_is_left_out_of_training_on_request(desk: Any) -> None:
+    folder = desk("broken", captions=False)
+    bad = next(file for file in sorted(folder.glob("photos/*/*.png")))
+    bad.write_bytes(bad.read_bytes()[:100])
+    data = ImageFolder(str(folder / "photos"), on_error="skip")
+    split = next(one for one in ("train", "val", "test") if bad.name in str(data._of(one)))
+    [*_, command] = block(DOCUMENT, "Without captions")
+    args = ["--data.on_error=skip", "--trainer.max_steps=6", "--test_after_fit=false"]
+    with pytest.warns(UserWarning, match=f"images of {split} cannot be read, the first: .*{bad.name}"):
+        cli = tiny.run(folder, *miniature(command), *args)
+    assert cli.trainer.global_step == 6
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [

@@ -48,6 +48,8 @@ class Evaluation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the CLIPs now rather than find one missing after an epoch."""
+        if stage == "predict":  # evaluates nothing
+            return
         for prefix, clip in list(self.clips.items()):
             try:
                 clip.to(trainer.strategy.root_device)

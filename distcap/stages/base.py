@@ -145,7 +145,8 @@ class CaptionerStage(Stage):
 
     def _truth(self) -> Iterator[str]:
         """The training captions, read only if the captioner asks for them."""
-        for captions in self.truth("train", "an untrained captioner takes its words from human captions").values():
+        reader = "an untrained captioner, without --model.captioner.init_from, takes its words from human captions"
+        for captions in self.truth("train", reader).values():
             yield from captions
 
     @torch.no_grad()

@@ -93,6 +93,14 @@ def test_the_values_of_the_images_have_the_metrics_as_their_mean(left: Any) -> N
             assert sum(values) / 3 == pytest.approx(metrics[name]), name
 
 
+def test_prediction_waits_for_no_clip() -> None:
+    class Absent:
+        def to(self, device: str) -> None:
+            raise AssertionError("not asked for")
+
+    Evaluation(Absent()).setup(SimpleNamespace(), SimpleNamespace(), "predict")  # type: ignore[arg-type]
+
+
 def test_the_gap_between_reward_clip_and_judge_is_measured_and_logged(left: Any) -> None:
     metrics, table, logged = left
     # <"red dog dog", "dog"> = 2 / sqrt(5) is less than <.., "red dog"> = 3 / sqrt(10): all three find their image. The
