@@ -72,17 +72,16 @@ def find_configs(args: Sequence[str]) -> list[str]:
     found = list(args)
     for position, argument in enumerate(found):
         option, equals, value = argument.partition("=")
-        if not option.startswith("-"):
-            continue
         target = position if equals else position + 1
         name = value if equals else found[target] if target < len(found) else ""
         config = option in ("--config", "-c")
-        if not name or Path(name).is_file() or not (config or name.endswith(".yaml")):
+        piece = option.startswith("--") and name.endswith(".yaml")
+        if not name or not (config or piece) or Path(name).is_file():
             continue
         shipped = configs_folder() / name
         if not shipped.is_file():
             if not config:
-                continue  # its own affair
+                continue  # what reads it says so
             raise UserError(
                 f"{name}: no such config, neither here nor among the shipped ones; `distcap configs` lists them"
             )

@@ -92,7 +92,7 @@ class DistcapCLI(LightningCLI):
             raise UserError(f"{path}: no such checkpoint; a run's are in runs/RUN/checkpoints")
         # Told before networks are downloaded, which Lightning would do first.
         if config.data is not None and (data := ON_DISK.get(config.data.class_path)):
-            data(**config.data.init_args.as_dict()).setup(self.subcommand)
+            data(**config.data.init_args.as_dict()).setup(str(self.subcommand))
         corpus = config.model.init_args.get("corpus") if self.subcommand == "fit" else None
         if corpus is not None and (data := ON_DISK.get(corpus.class_path)):
             data(**corpus.init_args.as_dict()).entries("train")

@@ -163,6 +163,8 @@ def test_a_piece_of_a_config_is_a_path_first_and_a_shipped_one_otherwise(
     shipped = configs_folder() / "data" / "folder.yaml"
     assert find_configs(["fit", option, "data/folder.yaml"]) == ["fit", option, str(shipped)]
     assert find_configs(["fit", f"{option}=data/folder.yaml"]) == ["fit", f"{option}={shipped}"]
+    mapping = '{"a": "' + "b" * 5000 + '"}'  # longer than any file's name
+    assert find_configs(["fit", option, mapping]) == ["fit", option, mapping]
     assert find_configs(["fit", option, "nothing.yaml"]) == ["fit", option, "nothing.yaml"]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "folder.yaml").touch()

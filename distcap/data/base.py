@@ -36,6 +36,7 @@ class ImageData(LightningDataModule, ABC):
     beyond those are the ones below.
 
     Args:
+        name: What messages call the data set.
         cache_dir: Where embeddings of this data set are stored.
         image_size: Height and width of the pixels that the captioner sees.
         batch_size: Images of a training batch, in each process.
@@ -58,6 +59,7 @@ class ImageData(LightningDataModule, ABC):
 
     def __init__(
         self,
+        name: str,
         cache_dir: Path,
         *,
         image_size: int,
@@ -73,6 +75,7 @@ class ImageData(LightningDataModule, ABC):
         super().__init__()
         if group_size < 1:
             raise UserError(f"--data.group_size is {group_size}; it takes 1, for no groups of look-alikes, or more")
+        self.name: str = name
         self.cache_dir = cache_dir
         self.image_size = image_size
         self.batch_size = batch_size
@@ -86,11 +89,6 @@ class ImageData(LightningDataModule, ABC):
         self._neighbours: Tensor | None = None
         self._entries: list[Entry] = []
         self._datasets: dict[str, ImageDataset] = {}
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """What messages call the data set."""
 
     @abstractmethod
     def _read(self) -> list[Entry]:

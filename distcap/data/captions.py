@@ -62,7 +62,7 @@ def read_captions(path: Path) -> Iterator[Row]:
     if path.suffix not in (".jsonl", ".csv"):
         raise UserError(f"{path} is no captions file; it should be called .jsonl or .csv")
     for at, record in _jsonl(path) if path.suffix == ".jsonl" else _csv(path):
-        captions = []
+        captions: list[Any] = []
         for key in TEXTS:
             if record.get(key) is not None:
                 captions += record[key] if isinstance(record[key], list) else [field(record, key, str, at)]

@@ -67,6 +67,7 @@ class CocoCaptions(ImageData):
             raise UserError(f"--data.annotations has splits {list(sources)}; name one file each for train, val, test")
         file = Path(next(iter(sources.values())))
         super().__init__(
+            str(annotations),
             # Image ids are unique in one data set only, and one folder may hold several.
             Path(cache_dir) if cache_dir else file.parent / ".distcap" / file.stem,
             image_size=image_size,
@@ -83,10 +84,6 @@ class CocoCaptions(ImageData):
         self.images = images
         self.restval: Restval = restval
         self._sources = sources
-
-    @property
-    def name(self) -> str:
-        return str(self.annotations)
 
     def _read(self) -> list[Entry]:
         for file in self._sources.values():

@@ -71,6 +71,7 @@ class ImageFolder(ImageData):
         group_size: int = 1,
     ) -> None:
         super().__init__(
+            folder,
             Path(cache_dir) if cache_dir else Path(folder) / ".distcap",
             image_size=image_size,
             batch_size=batch_size,
@@ -87,10 +88,6 @@ class ImageFolder(ImageData):
         self.folder = Path(folder)
         self.captions = captions
         self.val, self.test = val, test
-
-    @property
-    def name(self) -> str:
-        return str(self.folder)
 
     def _folder(self, split: str) -> Path:
         return self.folder
