@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distcap.functional import Normalisation, standardise
-from distcap.types import Batch, Rollout
+from distcap.types import Batch, Rollout, UserError
 
 Source = Literal["sampled", "greedy", "ground_truth"]
 Gather = Callable[[Tensor], tuple[Tensor, int]]
@@ -35,6 +35,12 @@ class DualEncoder(Protocol):
     @property
     def tau(self) -> float: ...
     def embed_captions(self, captions: Sequence[str]) -> Tensor: ...
+
+
+class HumanPairs(Protocol):
+    """The part of a corpus that an experience needs."""
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]: ...
 
 
 class RewardFunction(Protocol):
@@ -80,6 +86,8 @@ class Experience:
         image_embeddings: (B, D) the batch's images as that dual encoder sees them.
         caption_store: ground-truth caption -> its embedding, if it was stored.
         ground_truth_per_image: human captions drawn for each image.
+        corpus: human captions of another data set, which what learns to tell human from generated ones learns from; by
+            default it does so from the ground truth.
         reference: frozen copy of the captioner before RL.
         neighbours: looks up the images that the dual encoder finds alike.
         normalise: each reward by itself, before its weight: by the mean and the standard deviation of the samples of
@@ -99,6 +107,7 @@ class Experience:
         image_embeddings: Tensor | None = None,
         caption_store: Any = None,
         ground_truth_per_image: int = 1,
+        corpus: HumanPairs | None = None,
         reference: Policy | None = None,
         neighbours: Neighbours | None = None,
         normalise: Normalisation = "none",
@@ -109,6 +118,7 @@ class Experience:
         self.clip = clip
         self.reference = reference
         self.rewards = rewards
+        self.corpus = corpus
         self._sampler, self._greedy = sampler, greedy
         self._image_embeddings = image_embeddings
         self._caption_store = caption_store
@@ -148,7 +158,12 @@ class Experience:
         """Human captions, as many of each image; with replacement where it has fewer."""
         count = self._ground_truth_per_image
         captions = []
-        for truth in self.batch.captions:
+        for image_id, truth in zip(self.batch.image_ids, self.batch.captions, strict=True):
+            if not truth:
+                raise UserError(
+                    f"image id {image_id} has no human caption, and a reward, baseline or term reads ground_truth; "
+                    "take it out of the mix, or write captions"
+                )
             order = torch.randperm(max(len(truth), count)).remainder(len(truth))[:count]
             captions += [truth[i] for i in order.tolist()]
         tokens, mask = self.captioner.tokenize(captions)
@@ -157,6 +172,23 @@ class Experience:
         with torch.enable_grad():
             logprobs = self.captioner.score(self.memory, tokens, mask, index)
         return Rollout(captions, tokens, mask, logprobs, index)
+
+    @cached_property
+    def human(self) -> tuple[Tensor, Tensor]:
+        """(G, D) images and (G, D) captions that people wrote of them, normalised: ground truth, or of the corpus."""
+        if self.corpus is None:
+            truth = self.ground_truth
+            return self.image_embeddings[truth.image_index], self.caption_embeddings(truth)
+        images, captions = self.corpus.draw(len(self.batch) * self._ground_truth_per_image)
+        return images.to(self.image_embeddings.device), captions.to(self.image_embeddings.device)
+
+    def human_or_sampled(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(M, D) images, (M, D) captions, (M,) True for human ones: samples, then what they are to be told from."""
+        sampled = self.sampled
+        images, captions = self.human
+        images = torch.cat([self.image_embeddings[sampled.image_index], images])
+        captions = torch.cat([self.caption_embeddings(sampled), captions])
+        return images, captions, torch.arange(len(images), device=images.device) >= len(sampled)
 
     @cached_property
     def drawn_logprobs(self) -> Tensor:

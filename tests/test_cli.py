@@ -168,6 +168,21 @@ def test_a_piece_of_a_config_may_be_a_shipped_one_too(tmp_path: Path, monkeypatc
         find_configs(["test", "--data", "data/none.yaml"])
 
 
+@pytest.mark.parametrize("option", ["--data", "--model.corpus"])
+def test_a_piece_of_a_config_is_a_path_first_and_a_shipped_one_otherwise(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = configs_folder() / "data" / "folder.yaml"
+    assert find_configs(["fit", option, "data/folder.yaml"]) == ["fit", option, str(shipped)]
+    assert find_configs(["fit", f"{option}=data/folder.yaml"]) == ["fit", f"{option}={shipped}"]
+    mapping = '{"a": "' + "b" * 5000 + '"}'  # longer than any file's name
+    assert find_configs(["fit", option, mapping]) == ["fit", option, mapping]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "folder.yaml").touch()
+    assert find_configs(["fit", option, "data/folder.yaml"]) == ["fit", option, "data/folder.yaml"]
+
+
 def test_every_config_of_a_command_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"mine\.yaml"):

@@ -169,6 +169,10 @@ def test_an_experiment_states_its_whole_mix(name: str) -> None:
         assert set(load(ROOT / base)["model"]["init_args"]) <= MIX | PLATFORM
 
 
+def test_the_mix_for_images_without_captions_is_stated_whole() -> None:
+    assert set(load(ROOT / "captionless.yaml")["model"]["init_args"]) == MIX
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_head_of_an_experiment_names_its_paper_and_both_commands(name: str) -> None:
     lines = (ROOT / "experiments" / f"{name}.yaml").read_text().splitlines()

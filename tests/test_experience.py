@@ -12,7 +12,7 @@ from torch import Tensor
 from distcap.experience import Experience
 from distcap.rewards import ClipSimilarity, Contrastive
 from distcap.stages import RL
-from distcap.types import Batch
+from distcap.types import Batch, UserError
 
 
 def test_nothing_is_computed_before_it_is_read():
@@ -29,6 +29,13 @@ def test_greedy_captions_are_not_decoded_unless_read():
     assert "generate greedy" not in captioner.calls
     _ = experience.greedy_reward
     assert captioner.calls.count("generate greedy") == 1
+
+
+def test_ground_truth_of_an_image_that_has_none_is_one_error():
+    batch = make_batch()
+    batch.captions[2] = []
+    with pytest.raises(UserError, match="image id 12 has no human caption"):
+        _ = make_experience(batch).ground_truth
 
 
 def test_an_image_is_encoded_once_for_samples_greedy_and_ground_truth():

@@ -13,7 +13,7 @@ import distcap
 FLOORS = (
     {"types", "functional", "ngrams", "corruptions"},
     {"models", "data"},
-    {"experience"},  # knows models by their protocols alone
+    {"experience", "corpus"},  # an experience knows models and a corpus by their protocols alone
     {"rewards", "baselines", "objectives", "metrics", "health"},
     {"stages", "callbacks", "report"},
     # Commands: they know each other, and import late what is heavy.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distcap.functional import ranks
 from distcap.metrics.domains import domain_scores
-from distcap.metrics.ngram import split_scores
+from distcap.metrics.ngram import split_scores, writing_scores
 from distcap.metrics.retrieval import RetrievalRecall
 from distcap.models import FrozenClip
 from distcap.types import UserError
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 class Evaluation(Callback):
     """Recall@k by the reward CLIP and by a held-out judge, n-gram metrics, and what was said of each image.
+
+    Of images without human captions: recall, and of the n-gram metrics those that compare with nobody.
 
     Logged as val/... and test/...; written to RUN/metrics.json and RUN/captions_SPLIT.json. The values of each image,
     for intervals and paired tests, are in RUN/scores_SPLIT.json. Where images belong to domains, as those of nocaps do,
@@ -48,6 +50,8 @@ class Evaluation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the CLIPs now rather than find one missing after an epoch."""
+        if stage == "predict":  # evaluates nothing
+            return
         for prefix, clip in list(self.clips.items()):
             try:
                 clip.to(trainer.strategy.root_device)
@@ -103,10 +107,11 @@ class Evaluation(Callback):
         if self.clips.keys() == {"", "judge_"}:
             scores["judge_gap"] = scores["t2i_recall@1"] - scores["judge_t2i_recall@1"]
         java = self.java and split == "test" and trainer.is_global_zero
-        text_scores, text_each = split_scores(captions, references, java)
+        human = any(references.values())
+        text_scores, text_each = split_scores(captions, references, java) if human else writing_scores(captions)
         scores |= text_scores
         each |= text_each
-        domains = {entry.image_id: entry.domain for entry in entries if entry.domain is not None}
+        domains = {entry.image_id: entry.domain for entry in entries if human and entry.domain is not None}
         in_java = {"meteor", "spice"} & text_scores.keys()
         scores |= domain_scores(captions, references, each, domains, bool(in_java))
         shared = {name: value for name, value in scores.items() if not name.endswith(("meteor", "spice"))}
@@ -178,5 +183,5 @@ def _log_table(trainer: Trainer, split: str, rows: list[dict[str, Any]]) -> None
         if isinstance(logger, WandbLogger):
             import wandb
 
-            data = [[wandb.Image(r["file"]), r["ground_truth"][0], r["caption"], r["rank"]] for r in rows]
+            data = [[wandb.Image(r["file"]), next(iter(r["ground_truth"]), ""), r["caption"], r["rank"]] for r in rows]
             logger.log_table(f"{split}/captions", ["image", "ground truth", "caption", "rank"], data)

@@ -40,6 +40,21 @@ def decode(path: str | Path, size: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def unreadable(paths: Sequence[Path], title: str) -> set[Path]:
+    """Those of the files that `decode` cannot read; with a progress bar if it takes long."""
+
+    def fails(path: Path) -> bool:
+        try:
+            decode(path, 1)
+        except UserError:
+            return True
+        return False
+
+    with ThreadPoolExecutor() as pool:
+        bad = tqdm(pool.map(fails, paths), title, total=len(paths), unit="image", delay=2, leave=False)
+        return {path for path, failed in zip(paths, bad, strict=True) if failed}
+
+
 class ImageDataset(Dataset):
     """Entries with the pixels of their files, (3, size, size) uint8.
 

@@ -43,6 +43,7 @@ class Contrastive(Reward):
             *(("ground_truth",) if ground_truth else ()),
             *(("greedy",) if greedy else ()),
         )
+        self.needs_captions = "set its ground_truth to false" if ground_truth else ""
         self.span = neighbours
         self.neighbours = neighbours[1] if neighbours else 0
         self.tau = tau

@@ -1,6 +1,5 @@
 """A text discriminator's opinion, the regularisation that keeps captions human."""
 
-import torch
 from torch import Tensor
 
 from distcap.experience import Experience
@@ -15,6 +14,8 @@ class DiscriminatorReward(Reward):
     From a run of the grammar stage, which reads the text alone: the probability that nobody spoilt its wording, the
     grammar reward of Cho et al. 2022 (arXiv 2205.13115). That one does not learn: its negatives are corrupted human
     captions, not samples.
+
+    It learns from the ground truth, or from the human captions of the stage's corpus if there is one.
 
     Args:
         init_from: run folder of the discriminator or the grammar stage.
@@ -44,8 +45,4 @@ class DiscriminatorReward(Reward):
     def loss(self, experience: Experience) -> Tensor | None:
         if self.learning_rate is None:
             return None
-        rollouts = experience.sampled, experience.ground_truth
-        images = torch.cat([experience.image_embeddings[rollout.image_index] for rollout in rollouts])
-        captions = torch.cat([experience.caption_embeddings(rollout) for rollout in rollouts])
-        human = torch.arange(len(images), device=images.device) >= len(rollouts[0])
-        return self.discriminator.loss(images, captions, human)
+        return self.discriminator.loss(*experience.human_or_sampled())

@@ -19,6 +19,8 @@ class RefClipS(Reward):
         scale: factor of both similarities.
     """
 
+    needs_captions = "take ClipSimilarity"
+
     def __init__(self, weight: float = 1.0, scale: float = 2.5) -> None:
         super().__init__(weight)
         self.scale = scale

@@ -11,6 +11,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from distcap.data import ImageData
 from distcap.models import Captioner, Sampler
 from distcap.types import Batch, UserError
 
@@ -45,6 +46,9 @@ class Stage(LightningModule):
         clip_gradient: largest norm of each parameter group's gradient; 0 for any.
     """
 
+    corpus: ImageData | None = None
+    """Another data set, for a stage that reads its human captions."""
+
     def __init__(
         self,
         learning_rate: float,
@@ -59,6 +63,11 @@ class Stage(LightningModule):
         self.warmup_steps = warmup_steps
         self.schedule = schedule
         self.clip_gradient = clip_gradient
+
+    def prepare_data(self) -> None:
+        """Lightning sees to the stage's own data module."""
+        if self.corpus is not None:
+            self.corpus.prepare_data()
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
         """Of the optimizer; each is clipped by its own norm, so that none slows another down."""
@@ -95,6 +104,20 @@ class Stage(LightningModule):
         """Image id -> file, of a split of the data module."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return {entry.image_id: data.path(entry) for entry in data.entries(split)}
+
+    def truth(self, split: str, reader: str) -> dict[int, list[str]]:
+        """Image id -> human captions, of a split of the data module.
+
+        Raises:
+            UserError: there are none, and the reader, as it says of itself, needs some.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        references = data.references(split)
+        if not any(references.values()):
+            raise UserError(
+                f"{reader}, and {data.name} has no human captions of its {split} images; {data.captions_hint}"
+            )
+        return references
 
     def log_train(self, values: dict[str, Tensor | float]) -> None:
         self.log_dict(values, on_step=True, on_epoch=False)
@@ -151,7 +174,8 @@ class CaptionerStage(Stage):
 
     def _truth(self) -> Iterator[str]:
         """The training captions, read only if the captioner asks for them."""
-        for captions in self.trainer.datamodule.references("train").values():  # type: ignore[attr-defined]
+        reader = "an untrained captioner, without --model.captioner.init_from, takes its words from human captions"
+        for captions in self.truth("train", reader).values():
             yield from captions
 
     @torch.no_grad()

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from distcap.baselines import Baseline
+from distcap.corpus import Corpus
+from distcap.data import ImageData
 from distcap.experience import Experience
 from distcap.functional import Normalisation
 from distcap.health import health
@@ -37,6 +39,8 @@ class RL(CaptionerStage):
         baseline: what a sample's reward is compared with.
         objective: terms by name; their weighted sum is the loss.
         clip: the dual encoder that the rewards read, if any does.
+        corpus: another data set, whose human captions with their images a learning discriminator learns from: for
+            images without captions. By default it learns from those of the images themselves.
         sampler: how rollouts are drawn.
         decoder: how captions are decoded for evaluation, and for the greedy baseline.
         ground_truth_per_image: human captions of each image in a step.
@@ -58,6 +62,7 @@ class RL(CaptionerStage):
         baseline: Baseline,
         objective: dict[str, Term],
         clip: FrozenClip | None = None,
+        corpus: ImageData | None = None,
         sampler: Sampler = Sampler(),  # noqa: B008 - a value, never changed
         decoder: Sampler = Sampler(method="greedy"),  # noqa: B008
         ground_truth_per_image: int = 1,
@@ -83,6 +88,8 @@ class RL(CaptionerStage):
         self.baseline = baseline
         self.objective: Any = nn.ModuleDict(objective)
         self.clip = clip
+        self.corpus = corpus
+        self._corpus: Corpus | None = None
         self.sampler = sampler
         self.ground_truth_per_image = ground_truth_per_image
         self.normalise: Normalisation = normalise
@@ -93,6 +100,8 @@ class RL(CaptionerStage):
         self._learning_discriminator = next(
             (name for name, one in rewards.items() if isinstance(one, DiscriminatorReward) and one.learning_rate), None
         )
+        if corpus is not None and not any(reward.learning_rate for reward in rewards.values()):
+            raise UserError("model.corpus is for a reward that learns from human captions, and none of these does")
         if normalise == "group" and sampler.samples < 2:
             raise UserError("normalise: group compares an image's samples; raise sampler.samples above 1")
         if shared := sorted(set(rewards) & set(objective)):
@@ -110,9 +119,12 @@ class RL(CaptionerStage):
             raise UserError("several updates on a rollout need it whole: set trainer.accumulate_grad_batches to 1")
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         references = data.references("train")
+        if any(references.values()):
+            self._cider = CiderD(references)
+        else:
+            self._do_without_captions(data)
         for reward in self.rewards.values():
             reward.prepare(references)
-        self._cider = CiderD(references)
         # In a list, for a module would go into checkpoints.
         self._reference = [frozen_copy(self.captioner)]
         if self.clip is not None:
@@ -120,7 +132,25 @@ class RL(CaptionerStage):
             self._images = self.clip.image_store(self.files("train"), data.cache_dir)
             truth = [caption for row in references.values() for caption in row]
             self._captions = self.clip.caption_store(truth, data.cache_dir)
+            if self.corpus is not None:
+                self._corpus = Corpus(self.corpus, "train", self.clip)
         self._mine(data)
+
+    def _do_without_captions(self, data: Any) -> None:
+        """Raises UserError if anything in the mix reads human captions of these images, which have none."""
+        parts = {f"reward {name}": reward.needs_captions for name, reward in self.rewards.items()}
+        parts |= {f"term {name}": term.needs_captions for name, term in self.objective.items()}
+        if self._learning_discriminator and self.corpus is None:
+            parts[f"reward {self._learning_discriminator}"] = (
+                "name a captioned data set with --model.corpus, or set its learning to false"
+            )
+        needs = {name: remedy for name, remedy in parts.items() if remedy}
+        if needs:
+            raise UserError(
+                f"{data.name} has no human captions of its train images, and these need some: "
+                f"{'; '.join(f'{name} ({remedy})' for name, remedy in needs.items())}. "
+                f"`--config captionless.yaml` is a mix that needs none; or {data.captions_hint}"
+            )
 
     def on_fit_start(self) -> None:
         self._reference[0].to(self.device)
@@ -161,6 +191,7 @@ class RL(CaptionerStage):
             image_embeddings=None if self.clip is None else self._images[batch.image_ids].to(self.device),
             caption_store=None if self.clip is None else self._captions,
             ground_truth_per_image=self.ground_truth_per_image,
+            corpus=self._corpus,
             reference=self._reference[0],
             neighbours=self._look_up,
             normalise=self.normalise,

@@ -228,6 +228,12 @@ def test_images_without_captions_are_left_out_and_counted_on_request(coco, karpa
         assert ids(coco(on_error="skip").test_dataloader()) == [117, 119]
 
 
+def test_a_split_of_which_no_image_has_captions_is_one_without_captions(coco, karpathy):
+    for image in karpathy["images"]:
+        image["sentences"] = []
+    assert coco().references("test") == {117: [], 118: [], 119: []}
+
+
 def test_split_whose_images_are_all_absent_is_an_error_even_where_errors_are_skipped(coco, tmp_path):
     for number in (17, 18, 19):
         (tmp_path / "images" / "val2014" / f"{number}.png").unlink()

@@ -42,12 +42,12 @@ class Store:
 
 
 def evaluate(
-    folder: Path, domains: dict[int, str], java: bool = False
+    folder: Path, truths: dict[int, list[str]], domains: dict[int, str] | None = None, java: bool = False
 ) -> tuple[dict[str, float], dict[str, Any], dict[str, float]]:
     """metrics.json and scores_test.json of a run with a judge that sees dogs only, and what was logged."""
-    entries = [Entry(i, Path("x"), tuple(TRUTHS[i]), "test", domains.get(i)) for i in TRUTHS]
+    entries = [Entry(i, Path("x"), tuple(TRUTHS[i]), "test", (domains or {}).get(i)) for i in TRUTHS]
     data = SimpleNamespace(
-        entries=lambda split: entries, path=lambda e: Path("x"), references=lambda split: TRUTHS, cache_dir=folder
+        entries=lambda split: entries, path=lambda e: Path("x"), references=lambda split: truths, cache_dir=folder
     )
     trainer = SimpleNamespace(
         world_size=1, datamodule=data, is_global_zero=True, fast_dev_run=0, default_root_dir=folder, loggers=[]
@@ -66,7 +66,19 @@ def evaluate(
 
 @pytest.fixture
 def left(tmp_path: Path) -> tuple[dict[str, float], dict[str, Any], dict[str, float]]:
-    return evaluate(tmp_path, {})
+    """What an evaluation leaves where there are human captions."""
+    return evaluate(tmp_path, TRUTHS)
+
+
+def test_without_human_captions_nothing_is_compared_with_them_and_all_else_is_measured_alike(
+    left: Any, tmp_path: Path
+) -> None:
+    metrics, table, logged = evaluate(tmp_path, {image: [] for image in TRUTHS})
+    compared = {"cider", "rouge_l", *(f"bleu@{n}" for n in range(1, 5))}
+    assert metrics == {name: value for name, value in left[0].items() if name not in compared}
+    assert table["scores"].keys() == left[1]["scores"].keys() - {"cider", "rouge_l", "bleu_counts"}
+    assert logged.keys() == {f"test/{name}" for name in metrics}
+    assert [row["ground_truth"] for row in json.loads((tmp_path / "captions_test.json").read_text())] == [[], [], []]
 
 
 def test_every_image_has_a_value_of_each_metric_in_the_order_of_ids(left: Any) -> None:
@@ -86,6 +98,14 @@ def test_the_values_of_the_images_have_the_metrics_as_their_mean(left: Any) -> N
             assert sum(values) / 3 == pytest.approx(metrics[name]), name
 
 
+def test_prediction_waits_for_no_clip() -> None:
+    class Absent:
+        def to(self, device: str) -> None:
+            raise AssertionError("not asked for")
+
+    Evaluation(Absent()).setup(SimpleNamespace(), SimpleNamespace(), "predict")  # type: ignore[arg-type]
+
+
 def test_the_gap_between_reward_clip_and_judge_is_measured_and_logged(left: Any) -> None:
     metrics, table, logged = left
     # <"red dog dog", "dog"> = 2 / sqrt(5) is less than <.., "red dog"> = 3 / sqrt(10): all three find their image. The
@@ -100,7 +120,7 @@ DOMAINS = {2: "in-domain", 5: "out-domain", 9: "in-domain"}
 
 def test_each_domain_has_the_metrics_of_its_images_beside_those_of_all(left: Any, tmp_path: Path) -> None:
     alone, _, _ = left
-    metrics, _, logged = evaluate(tmp_path / "domains", DOMAINS)
+    metrics, _, logged = evaluate(tmp_path / "domains", TRUTHS, DOMAINS)
     overall = {name: value for name, value in metrics.items() if "/" not in name}
     assert overall == alone
     counted_once = {"truncated", "judge_truncated"}
@@ -114,20 +134,20 @@ def test_each_domain_has_the_metrics_of_its_images_beside_those_of_all(left: Any
 
 
 def test_the_n_gram_metrics_of_a_domain_are_those_of_a_collection_of_its_own(tmp_path: Path) -> None:
-    metrics, _, _ = evaluate(tmp_path, DOMAINS)
+    metrics, _, _ = evaluate(tmp_path, TRUTHS, DOMAINS)
     expected = ngram_scores({2: CAPTIONS[2], 9: CAPTIONS[9]}, {2: TRUTHS[2], 9: TRUTHS[9]}, java=False)
     assert {name: metrics[f"in_domain/{name}"] for name in expected} == expected
 
 
 def test_the_images_of_a_domain_are_looked_for_among_all(tmp_path: Path) -> None:
-    metrics, _, _ = evaluate(tmp_path, DOMAINS)
+    metrics, _, _ = evaluate(tmp_path, TRUTHS, DOMAINS)
     # To the judge all three images are alike: each is found one time in three, though its domain has but one image.
     assert metrics["out_domain/judge_t2i_recall@1"] == pytest.approx(100 / 3)
     assert metrics["out_domain/judge_gap"] == pytest.approx(200 / 3)
 
 
 def test_an_image_without_a_domain_counts_among_all_alone(tmp_path: Path) -> None:
-    metrics, _, _ = evaluate(tmp_path, {5: "out-domain"})
+    metrics, _, _ = evaluate(tmp_path, TRUTHS, {5: "out-domain"})
     assert {name.split("/")[0] for name in metrics if "/" in name} == {"out_domain"}
 
 
@@ -141,7 +161,7 @@ def test_a_domain_has_the_metrics_that_run_on_java_where_there_is_java(
         return {"spice": JavaScore(0.1 * len(texts.captions), [0.1] * len(texts.captions))}
 
     monkeypatch.setattr("distcap.metrics.ngram.java_scores", spice)
-    metrics, _, logged = evaluate(tmp_path, DOMAINS, java=True)
+    metrics, _, logged = evaluate(tmp_path, TRUTHS, DOMAINS, java=True)
     assert scored == [[2, 5, 9], [2, 9], [5]]
     assert [metrics[name] for name in ("spice", "in_domain/spice", "out_domain/spice")] == pytest.approx(
         [0.3, 0.2, 0.1]
@@ -157,5 +177,5 @@ def test_without_java_no_domain_asks_for_it_again(tmp_path: Path, monkeypatch: p
         return {}
 
     monkeypatch.setattr("distcap.metrics.ngram.java_scores", none)
-    evaluate(tmp_path, DOMAINS, java=True)
+    evaluate(tmp_path, TRUTHS, DOMAINS, java=True)
     assert len(asked) == 1
