@@ -197,7 +197,7 @@ def test_absent_data_set_says_how_to_get_it_and_what_to_run_without_it(tmp_path,
         message = complaint(data.setup, "fit")
         assert "there is no" in message
         assert "https://cocodataset.org" in message
-        assert "caption_datasets.zip" in message
+        assert "distcap prepare coco" in message
         assert "distcap fit --config demo/mle.yaml" in message
 
 
