@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from distcap.experience import Experience, Source
+from distcap.experience import Experience
 from distcap.functional import group_mean, kl, masked_mean
 from distcap.models import Sampler
 from distcap.ngrams import CiderD, bad_ending, repetition
+from distcap.view import Source
 
 
 @torch.no_grad()
@@ -51,7 +52,7 @@ def health(
         decoder: how greedy captions are decoded, for those of the reference.
         discriminator: name of the reward that is P(human). Its accuracy is how often it tells, of a human and a sampled
             caption, which is human (the area under its ROC curve): a half is chance, and needs no threshold.
-        truncated: how many captions CLIP cut in this step; see `FrozenClip.truncated`.
+        truncated: how many captions a CLIP cut in this step; see `FrozenClip.truncated`.
 
     Returns:
         log key -> scalar.

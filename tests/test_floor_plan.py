@@ -13,7 +13,8 @@ import distcap
 FLOORS = (
     {"types", "functional", "ngrams", "corruptions"},
     {"models", "data"},
-    {"experience"},  # knows models by their protocols alone
+    {"view"},
+    {"experience"},
     {"rewards", "baselines", "objectives", "metrics", "health"},
     {"stages", "callbacks", "report"},
     # Commands: they know each other, and import late what is heavy.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distcap.experience import Experience
-from distcap.models import Captioner, Discriminator, FrozenClip, Sampler
+from distcap.models import Captioner, Discriminator, FrozenClip, Sampler, Sight
 from distcap.stages.base import Stage
 from distcap.types import Batch
 
@@ -104,9 +104,7 @@ class TrainDiscriminator(DiscriminatorStage):
             sampler=self.sampler,
             greedy=Sampler(method="greedy"),
             rewards={},
-            clip=self.clip,
-            image_embeddings=self.images[batch.image_ids].to(self.device),
-            caption_store=self.captions,
+            clips={None: Sight(self.clip, self.images, self.captions)},
             ground_truth_per_image=self.sampler.samples,
         )
         rollouts = experience.sampled, experience.ground_truth

@@ -38,9 +38,16 @@ class Store:
         return embed(*("dog" if self.blind else TRUTHS[i][0] for i in ids))
 
 
+Left = tuple[dict[str, float], dict[str, Any], dict[str, float]]
+
+
 @pytest.fixture
-def left(tmp_path: Path) -> tuple[dict[str, float], dict[str, Any], dict[str, float]]:
+def left(tmp_path: Path) -> Left:
     """metrics.json and scores_test.json of a run with a judge that sees dogs only, and what was logged."""
+    return evaluate(tmp_path, Clip(blind=True))
+
+
+def evaluate(tmp_path: Path, judge: Any) -> Left:
     entries = [SimpleNamespace(image_id=i) for i in TRUTHS]
     data = SimpleNamespace(
         entries=lambda split: entries, path=lambda e: Path("x"), references=lambda split: TRUTHS, cache_dir=tmp_path
@@ -50,7 +57,7 @@ def left(tmp_path: Path) -> tuple[dict[str, float], dict[str, Any], dict[str, fl
     )
     logged: dict[str, float] = {}
     stage = SimpleNamespace(device="cpu", log_dict=lambda values, **_: logged.update(values))
-    evaluation = Evaluation(Clip(), Clip(blind=True), java=False)
+    evaluation = Evaluation(Clip(), judge, java=False)
     evaluation._captions = dict(CAPTIONS)
     evaluation.on_test_epoch_end(trainer, stage)
     return (
@@ -84,3 +91,13 @@ def test_the_gap_between_reward_clip_and_judge_is_measured_and_logged(left: Any)
     assert table["scores"]["t2i_recall@1"] == [100, 100, 100]
     assert table["scores"]["judge_t2i_recall@1"] == pytest.approx([100 / 3] * 3)
     assert metrics["judge_gap"] == logged["test/judge_gap"] == pytest.approx(200 / 3)
+
+
+def test_several_judges_have_metrics_of_their_own_names(left: Any, tmp_path: Path) -> None:
+    metrics, _, logged = evaluate(tmp_path / "several", {"judge": Clip(blind=True), "siglip": Clip()})
+    one = left[0]
+    assert {name: value for name, value in metrics.items() if not name.startswith("siglip_")} == one
+    judged = {name for name in one if name.startswith("judge_")}
+    assert {name for name in metrics if name.startswith("siglip_")} == {n.replace("judge_", "siglip_") for n in judged}
+    assert metrics["siglip_t2i_recall@1"] == 100
+    assert metrics["siglip_gap"] == logged["test/siglip_gap"] == 0
