@@ -27,7 +27,7 @@ stages, configured in YAML (a path, or one of the shipped ones; see `distcap con
 plain commands:
   demo       the whole method on the embedded benchmark, from painting its pictures to the report
   ablation   every system on the embedded benchmark, several seeds, one table
-  prepare    paint the embedded benchmark; install SPICE
+  prepare    paint the embedded benchmark; install SPICE; pack images into shards
   report     one HTML page that compares the runs of a folder
   configs    list the shipped configs
 
@@ -139,13 +139,28 @@ def ablation(
     run_ablation(run, seeds, SYSTEMS if systems is None else systems, workers, docs)
 
 
-def prepare(what: str, root: str = "data/scenes", seed: int = 0) -> None:
+def prepare(
+    what: str,
+    root: str = "data/scenes",
+    seed: int = 0,
+    annotations: str | None = None,
+    images: str | None = None,
+    split: str = "train",
+    output: str = "data/shards",
+    per_shard: int = 1000,
+) -> None:
     """Get what is needed beforehand.
 
     Args:
-        what: "scenes" paints the embedded benchmark, "spice" installs the SPICE metric's Java libraries (by Maven).
+        what: "scenes" paints the embedded benchmark, "spice" installs the SPICE metric's Java libraries (by Maven),
+            "shards" packs images and captions into tar files, as distcap.data.Shards and WebDataset read them.
         root: folder of the embedded benchmark.
         seed: of the embedded benchmark.
+        annotations: of the shards' images; a Karpathy split file.
+        images: folder of the shards' images.
+        split: which of the images go into shards.
+        output: folder of the shards.
+        per_shard: images of a shard.
     """
     if what == "scenes":
         from distcap.data.scenes import paint_benchmark
@@ -155,8 +170,16 @@ def prepare(what: str, root: str = "data/scenes", seed: int = 0) -> None:
         from distcap.metrics.java import install_spice
 
         print(f"SPICE is installed in {install_spice()}")
+    elif what == "shards":
+        if annotations is None or images is None:
+            raise UserError("prepare shards needs --annotations, a Karpathy split file, and --images, their folder")
+        from distcap.data.coco import CocoCaptions
+        from distcap.data.shard_writer import write_shards
+
+        shards = write_shards(CocoCaptions(annotations, images), split, Path(output), per_shard)
+        print(f"{len(shards)} shards: {output}/{{{shards[0].stem}..{shards[-1].stem}}}.tar")
     else:
-        raise UserError(f"prepare {what}: there is nothing of that name; prepare scenes or spice")
+        raise UserError(f"prepare {what}: there is nothing of that name; prepare scenes, spice or shards")
 
 
 def report(folder: str, output: str | None = None, images: int = 24, seed: int = 0) -> None:

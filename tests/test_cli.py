@@ -174,7 +174,7 @@ def test_configs_lists_every_shipped_file_with_its_head(capsys: pytest.CaptureFi
     [
         (("configs", "too", "many"), "configs: "),
         (("prepare",), "prepare: "),
-        (("prepare", "coco"), "prepare scenes or spice"),
+        (("prepare", "coco"), "prepare scenes, spice or shards"),
         (("prepare", "scenes", "--seed", "x"), "seed"),
         (("prepare", "scenes", "--colour", "red"), "--colour"),
         (("report",), "report: "),

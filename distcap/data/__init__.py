@@ -3,5 +3,6 @@
 from distcap.data.coco import CocoCaptions
 from distcap.data.folder import ImageFolder
 from distcap.data.scenes import Scenes
+from distcap.data.shards import Shards
 
-__all__ = ["CocoCaptions", "ImageFolder", "Scenes"]
+__all__ = ["CocoCaptions", "ImageFolder", "Scenes", "Shards"]
