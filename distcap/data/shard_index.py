@@ -226,7 +226,7 @@ def _samples(shard: str, file: BinaryIO, length: int | None) -> Iterator[Sample]
                 images[key] = Member(shard, member.offset_data, member.size, key)
             else:
                 texts[key] = _captions(tar.extractfile(member).read(), extension, f"{shard}: {member.name}")  # type: ignore[union-attr]
-            tar.members = []  # else it remembers every header
+            tar.members = []  # type: ignore[attr-defined]  # else it remembers every header
     for key, place in images.items():
         if texts.get(key):
             yield Sample(image_id(key), place, texts[key])

@@ -30,8 +30,8 @@ def write_shards(data: CocoCaptions, split: str, output: Path, per_shard: int = 
         UserError: an image cannot be read, or the folder holds shards of other data.
     """
     entries = data.entries(split)
-    recipe = {"annotations": data.annotations, "images": data.images, "split": split}
-    recipe |= {"samples": len(entries), "per_shard": per_shard}
+    source = {"annotations": data.annotations, "images": data.images, "split": split}
+    recipe = {**source, "samples": len(entries), "per_shard": per_shard}
     output.mkdir(parents=True, exist_ok=True)
     done = output / "recipe.json"
     if done.exists() and (found := json.loads(done.read_text())) != recipe:

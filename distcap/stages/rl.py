@@ -133,7 +133,8 @@ class RL(CaptionerStage):
         self._reference[0].to(self.device)
 
     def _named_clips(self) -> dict[str | None, FrozenClip]:
-        return {**({} if self.clip is None else {None: self.clip}), **self.clips}
+        named: dict[str | None, FrozenClip] = {} if self.clip is None else {None: self.clip}
+        return named | self.clips
 
     def _mine(self, data: Any) -> None:
         """Find the look-alikes that a reward or the data's batches ask for, each CLIP its own, once."""
