@@ -28,7 +28,7 @@ stages, configured in YAML (a path, or one of the shipped ones; see `distcap con
 plain commands:
   demo       the whole method on the embedded benchmark, from painting its pictures to the report
   ablation   every system on the embedded benchmark, several seeds, one table
-  prepare    get ready: coco, flickr30k, nocaps, the embedded benchmark, SPICE
+  prepare    get ready: coco, flickr30k, nocaps, shards, the embedded benchmark, SPICE
   report     one HTML page that compares the runs of a folder
   configs    list the shipped configs
 
@@ -223,6 +223,26 @@ def nocaps(root: str = "data/nocaps", archives: str | None = None, images: str |
         prepare_nocaps(Path(root), archives, images)
 
 
+def shards(
+    annotations: str, images: str, split: str = "train", output: str = "data/shards", per_shard: int = 1000
+) -> None:
+    """Pack images and captions into tar files, as distcap.data.Shards and WebDataset read them.
+
+    Args:
+        annotations: a Karpathy split file.
+        images: the folder that its files are in.
+        split: which of the images go into shards.
+        output: the folder of the shards.
+        per_shard: images of a shard.
+    """
+    from distcap.data.coco import CocoCaptions
+    from distcap.data.shard_writer import write_shards
+
+    with _disk_errors():
+        written = write_shards(CocoCaptions(annotations, images), split, Path(output), per_shard)
+    print(f"{len(written)} shards: {output}/{{{written[0].stem}..{written[-1].stem}}}.tar")
+
+
 def spice() -> None:
     """Install the SPICE metric's Java libraries, by Maven."""
     from distcap.metrics.java import install_spice
@@ -257,6 +277,7 @@ PREPARE: dict[str, Callable[..., Any]] = {
     "flickr30k": flickr30k,
     "nocaps": nocaps,
     "scenes": scenes,
+    "shards": shards,
     "spice": spice,
 }
 COMMANDS: dict[str, Callable[..., Any] | dict[str, Callable[..., Any]]] = {

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distcap.experience import Experience, Source
+from distcap.experience import Experience
 from distcap.functional import group_mean, kl, masked_mean
 from distcap.models import Sampler
 from distcap.ngrams import CiderD, bad_ending, repetition
+from distcap.view import Source
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def health(
         decoder: how greedy captions are decoded, for those of the reference.
         discriminator: name of the reward that is P(human). Its accuracy is how often it tells, of a human and a sampled
             caption, which is human (the area under its ROC curve): a half is chance, and needs no threshold.
-        truncated: how many captions CLIP cut in this step; see `FrozenClip.truncated`.
+        truncated: how many captions a CLIP cut in this step; see `FrozenClip.truncated`.
 
     Returns:
         log key -> scalar.
@@ -92,9 +93,9 @@ def health(
 
 def _humans(experience: Experience, discriminator: str) -> Tensor | None:
     """(G, 1) the discriminator's reward of the human captions that it learns from, where the step knows them."""
-    if experience.corpus is not None:
-        reward: Any = experience.rewards[discriminator]
-        return reward.discriminator(*experience.human).sigmoid()[:, None]
+    reward: Any = experience.rewards[discriminator]
+    if reward.clip in experience.corpora:
+        return reward.discriminator(*experience.human(reward.clip)).sigmoid()[:, None]
     if "ground_truth_reward" not in experience.__dict__:
         return None
     return experience.rewards_of(experience.ground_truth)[discriminator][:, None]

@@ -94,7 +94,9 @@ def test_a_corpus_without_captions_is_refused():
 
 def test_the_discriminators_loss_reaches_the_discriminator_alone(tmp_path: Path):
     reward = discriminator_reward(tmp_path)
-    experience = make_experience(wordless(make_batch()), corpus=make_corpus(), rewards={"discriminator": reward})
+    experience = make_experience(
+        wordless(make_batch()), corpora={None: make_corpus()}, rewards={"discriminator": reward}
+    )
     _ = experience.sampled_reward
     loss = reward.loss(experience)
     assert loss is not None
@@ -110,7 +112,7 @@ def test_the_discriminator_learns_from_the_corpus_as_from_ground_truth(tmp_path:
     losses = []
     for batch, corpus in ((make_batch(), None), (wordless(make_batch()), shown)):
         torch.manual_seed(0)
-        losses.append(reward.loss(make_experience(batch, corpus=corpus)))
+        losses.append(reward.loss(make_experience(batch, corpora={None: corpus} if corpus else None)))
     assert torch.equal(losses[0], losses[1])
 
 
@@ -120,9 +122,9 @@ def test_the_corpus_changes_nothing_in_the_policys_pool(ground_truth: bool):
     found = []
     for corpus in (None, make_corpus()):
         torch.manual_seed(0)
-        experience = make_experience(corpus=corpus, rewards={"contrastive": reward})
-        _ = experience.sampled, experience.human
-        found.append((experience.sampled_reward, experience.pool(reward.sources).captions))
+        experience = make_experience(corpora={None: corpus} if corpus else None, rewards={"contrastive": reward})
+        _ = experience.sampled, experience.human()
+        found.append((experience.sampled_reward, experience.view().pool(reward.sources).captions))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
     assert len(found[1][1]) == (12 if ground_truth else 8)
@@ -224,7 +226,7 @@ def test_accuracy_is_that_on_the_corpus_where_there_is_one(tmp_path: Path):
         reward.discriminator.layers.weight.zero_()[0, 4] = 1.0
         reward.discriminator.layers.bias.zero_()
     corpus = SimpleNamespace(draw=lambda count: (embed("cat", "cat"), embed("red", "blue")))
-    experience = make_experience(wordless(make_batch()), corpus=corpus, rewards={"d": reward})
+    experience = make_experience(wordless(make_batch()), corpora={None: corpus}, rewards={"d": reward})
     experience.__dict__["sampled"] = _saying(experience, ["blue", "dog", "cat", "blue dog"])
     accuracy = health(experience, torch.zeros(4), discriminator="d")["discriminator/accuracy"]
     assert float(accuracy) == 0.75  # "red" wins over all, "blue" ties with all

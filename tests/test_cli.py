@@ -202,7 +202,7 @@ def test_configs_lists_every_shipped_file_with_its_head(capsys: pytest.CaptureFi
     [
         (("configs", "too", "many"), "configs: "),
         (("prepare",), "prepare: "),
-        (("prepare", "mars"), "choose from 'coco', 'flickr30k', 'nocaps', 'scenes', 'spice'"),
+        (("prepare", "mars"), "choose from 'coco', 'flickr30k', 'nocaps', 'scenes', 'shards', 'spice'"),
         (("prepare", "scenes", "--seed", "x"), "seed"),
         (("prepare", "scenes", "--colour", "red"), "--colour"),
         (("report",), "report: "),

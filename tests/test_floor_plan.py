@@ -13,7 +13,8 @@ import distcap
 FLOORS = (
     {"types", "functional", "ngrams", "corruptions"},
     {"models", "data"},
-    {"experience", "corpus"},  # an experience knows models and a corpus by their protocols alone
+    {"view", "corpus"},
+    {"experience"},  # knows a corpus by its protocol alone
     {"rewards", "baselines", "objectives", "metrics", "health"},
     {"stages", "callbacks", "report"},
     # Commands: they know each other, and import late what is heavy.

@@ -110,6 +110,17 @@ class Interrupt(Callback):
             raise RuntimeError("the power is gone")
 
 
+class InterruptStep(Callback):
+    """Something goes wrong when a step begins, within an epoch."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("the power is gone")
+
+
 def run(folder: Path, *args: str) -> Any:
     """The command line in a folder, without decoration."""
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]

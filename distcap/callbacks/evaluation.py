@@ -30,8 +30,9 @@ class Evaluation(Callback):
 
     Args:
         clip: the CLIP of the reward.
-        judge: another CLIP, which no reward has seen: the gap between the two, logged as judge_gap, tells hacking from
-            describing.
+        judge: another CLIP, which no reward has seen: its metrics are judge_..., and the gap between the two, logged as
+            judge_gap, tells hacking from describing. Or several by name: their metrics are NAME_..., and NAME_gap. The
+            report goes by the one that is called judge. Ranks and look-alikes of the captions' table are the last's.
         java: METEOR and SPICE at test time, where Java is installed.
         missing_clip: what to do if a CLIP cannot be loaded: stop before training, or say so and measure no recall.
     """
@@ -39,11 +40,12 @@ class Evaluation(Callback):
     def __init__(
         self,
         clip: FrozenClip,
-        judge: FrozenClip | None = None,
+        judge: FrozenClip | dict[str, FrozenClip] | None = None,
         java: bool = True,
         missing_clip: Literal["raise", "skip"] = "raise",
     ) -> None:
-        self.clips = {"": clip, **({"judge_": judge} if judge else {})}
+        judges = judge if isinstance(judge, dict) else {"judge": judge} if judge else {}
+        self.clips = {"": clip, **{f"{name}_": one for name, one in judges.items()}}
         self.java = java
         self.missing_clip = missing_clip
         self._captions: dict[int, str] = {}
@@ -104,8 +106,9 @@ class Evaluation(Callback):
                 each[f"{prefix}{name}"] = hits.tolist()
             scores[f"{prefix}truncated"] = float(clip.truncated - before)
             similarity = metric.similarity()
-        if self.clips.keys() == {"", "judge_"}:
-            scores["judge_gap"] = scores["t2i_recall@1"] - scores["judge_t2i_recall@1"]
+        if "" in self.clips:
+            for judge in filter(None, self.clips):
+                scores[f"{judge}gap"] = scores["t2i_recall@1"] - scores[f"{judge}t2i_recall@1"]
         java = self.java and split == "test" and trainer.is_global_zero
         human = any(references.values())
         text_scores, text_each = split_scores(captions, references, java) if human else writing_scores(captions)

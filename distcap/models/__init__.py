@@ -1,4 +1,4 @@
-"""Networks: captioners, frozen dual encoders and their store, the discriminator."""
+"""Networks: captioners, frozen dual encoders and what they have seen, the discriminator."""
 
 from distcap.models.blip import Blip
 from distcap.models.blip2 import Blip2
@@ -11,6 +11,7 @@ from distcap.models.embeddings import EmbeddingStore
 from distcap.models.git import Git
 from distcap.models.lora import Lora
 from distcap.models.neighbours import Neighbours
+from distcap.models.sight import Sight
 from distcap.models.vision_encoder_decoder import VisionEncoderDecoder
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "Lora",
     "Neighbours",
     "Sampler",
+    "Sight",
     "VisionEncoderDecoder",
 ]

@@ -241,7 +241,7 @@ class HuggingFaceCaptioner(Captioner):
 
     def shifted(self, tokens: Tensor) -> Tensor:
         """(N, T) -> (N, T) what the decoder reads when it predicts them: the start token and all but the last."""
-        return torch.cat([tokens.new_full((len(tokens), 1), self.start), tokens[:, :-1]], 1)
+        return torch.cat([torch.full_like(tokens[:, :1], self.start), tokens[:, :-1]], 1)
 
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         rows = self.tokenizer(list(captions), add_special_tokens=False).input_ids

@@ -43,7 +43,7 @@ class Lora:
             raise UserError(f"lora.targets {unknown}: the language model has no such layers; it has {', '.join(ends)}")
         config = LoraConfig(
             r=self.r,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
             target_modules=self.targets,  # type: ignore[arg-type]
         )

@@ -22,12 +22,20 @@ class DiscriminatorReward(Reward):
         weight: share in the total reward.
         learning: go on training it against the policy, one update a step; the reward is read before the update.
         learning_rate: of that training (the released code's 7e-5).
+        clip: which of the stage's `clips` it reads, the one it was trained on; None for its `clip`.
 
     Raises:
         UserError: there is no discriminator in init_from, or it is a grammar head and should learn.
     """
 
-    def __init__(self, init_from: str, weight: float = 1.0, learning: bool = True, learning_rate: float = 7e-5) -> None:
+    def __init__(
+        self,
+        init_from: str,
+        weight: float = 1.0,
+        learning: bool = True,
+        learning_rate: float = 7e-5,
+        clip: str | None = None,
+    ) -> None:
         super().__init__(weight)
         self.discriminator = Discriminator.load(init_from)
         if learning and not self.discriminator.images:
@@ -37,12 +45,14 @@ class DiscriminatorReward(Reward):
             )
         self.learning_rate = learning_rate if learning else None
         self.discriminator.requires_grad_(learning)
+        self.clip = clip
 
     def forward(self, rollout: Rollout, experience: Experience) -> Tensor:
-        images = experience.image_embeddings[rollout.image_index] if self.discriminator.images else None
-        return self.discriminator(images, experience.caption_embeddings(rollout)).sigmoid()
+        view = experience.view(self.clip)
+        images = view.image_embeddings[rollout.image_index] if self.discriminator.images else None
+        return self.discriminator(images, view.caption_embeddings(rollout)).sigmoid()
 
     def loss(self, experience: Experience) -> Tensor | None:
         if self.learning_rate is None:
             return None
-        return self.discriminator.loss(*experience.human_or_sampled())
+        return self.discriminator.loss(*experience.human_or_sampled(self.clip))

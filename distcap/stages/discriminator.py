@@ -9,7 +9,7 @@ from torch import Tensor
 from distcap.corpus import Corpus
 from distcap.data import ImageData
 from distcap.experience import Experience
-from distcap.models import Captioner, Discriminator, FrozenClip, Sampler
+from distcap.models import Captioner, Discriminator, FrozenClip, Sampler, Sight
 from distcap.stages.base import Stage
 from distcap.types import Batch
 
@@ -104,13 +104,13 @@ class TrainDiscriminator(DiscriminatorStage):
         self.captioner = captioner.requires_grad_(False)
         self.corpus = corpus
         self.sampler = sampler
-        self._corpora: dict[str, Corpus] = {}
+        self._corpora: dict[str, dict[str | None, Corpus]] = {}
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if self.corpus is not None:
             splits = ("train", "val") if stage == "fit" else ("val",)
-            self._corpora = {split: Corpus(self.corpus, split, self.clip) for split in splits}
+            self._corpora = {split: {None: Corpus(self.corpus, split, self.clip)} for split in splits}
 
     def references(self, split: str) -> dict[int, list[str]]:
         return super().references(split) if self.corpus is None else {}
@@ -124,11 +124,9 @@ class TrainDiscriminator(DiscriminatorStage):
             sampler=self.sampler,
             greedy=Sampler(method="greedy"),
             rewards={},
-            clip=self.clip,
-            image_embeddings=self.images[batch.image_ids].to(self.device),
-            caption_store=self.captions,
+            clips={None: Sight(self.clip, self.images, self.captions)},
             ground_truth_per_image=self.sampler.samples,
-            corpus=self._corpora.get("train" if self.trainer.training else "val"),
+            corpora=self._corpora.get("train" if self.trainer.training else "val"),
         )
         return experience.human_or_sampled()
 

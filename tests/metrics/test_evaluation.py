@@ -41,10 +41,17 @@ class Store:
         return embed(*("dog" if self.blind else TRUTHS[i][0] for i in ids))
 
 
+Left = tuple[dict[str, float], dict[str, Any], dict[str, float]]
+
+
 def evaluate(
-    folder: Path, truths: dict[int, list[str]], domains: dict[int, str] | None = None, java: bool = False
-) -> tuple[dict[str, float], dict[str, Any], dict[str, float]]:
-    """metrics.json and scores_test.json of a run with a judge that sees dogs only, and what was logged."""
+    folder: Path,
+    truths: dict[int, list[str]],
+    domains: dict[int, str] | None = None,
+    java: bool = False,
+    judge: Any = None,
+) -> Left:
+    """metrics.json and scores_test.json of a run with a judge (one that sees dogs only), and what was logged."""
     entries = [Entry(i, Path("x"), tuple(TRUTHS[i]), "test", (domains or {}).get(i)) for i in TRUTHS]
     data = SimpleNamespace(
         entries=lambda split: entries, path=lambda e: Path("x"), references=lambda split: truths, cache_dir=folder
@@ -54,7 +61,7 @@ def evaluate(
     )
     logged: dict[str, float] = {}
     stage = SimpleNamespace(device="cpu", log_dict=lambda values, **_: logged.update(values))
-    evaluation = Evaluation(Clip(), Clip(blind=True), java=java)
+    evaluation = Evaluation(Clip(), judge or Clip(blind=True), java=java)
     evaluation._captions = dict(CAPTIONS)
     evaluation.on_test_epoch_end(trainer, stage)
     return (
@@ -179,3 +186,13 @@ def test_without_java_no_domain_asks_for_it_again(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("distcap.metrics.ngram.java_scores", none)
     evaluate(tmp_path, TRUTHS, DOMAINS, java=True)
     assert len(asked) == 1
+
+
+def test_several_judges_have_metrics_of_their_own_names(left: Any, tmp_path: Path) -> None:
+    metrics, _, logged = evaluate(tmp_path / "several", TRUTHS, judge={"judge": Clip(blind=True), "siglip": Clip()})
+    one = left[0]
+    assert {name: value for name, value in metrics.items() if not name.startswith("siglip_")} == one
+    judged = {name for name in one if name.startswith("judge_")}
+    assert {name for name in metrics if name.startswith("siglip_")} == {n.replace("judge_", "siglip_") for n in judged}
+    assert metrics["siglip_t2i_recall@1"] == 100
+    assert metrics["siglip_gap"] == logged["test/siglip_gap"] == 0
