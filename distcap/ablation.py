@@ -1,7 +1,9 @@
 """All systems on the embedded benchmark, with several seeds: trained side by side, resumed, and put into one table."""
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from distcap.cli import configs_folder
+from distcap.records import MARKER, pack, unpack
 from distcap.steps import MLE, Step, digest, experiment
 from distcap.types import UserError
 
@@ -54,12 +57,39 @@ class Task:
 
     def is_done(self) -> bool:
         """Whether the run is there. Raises UserError where another config than today's has made it."""
-        marker = self.run / "seconds.json"
-        if not marker.exists():
+        if not (self.run / MARKER).exists():
             return False
-        if json.loads(marker.read_text())["made_by"] != self.made_by:
+        if self._told()["made_by"] != self.made_by:
             raise UserError(f"{self.run} was made by other configs than today's; delete it, or name another folder")
         return True
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether others can build on the run; on one that was kept in the records alone they can't."""
+        return (self.run / "checkpoints").is_dir()
+
+    @property
+    def began_from(self) -> str:
+        """What the captioner of teacher forcing says, in short: changes whenever another one has been trained."""
+        captions = self.folder / f"seed-{self.seed}" / MLE.name / "captions_test.json"
+        if self.step == MLE or MLE not in self.step.foundations or not captions.exists():
+            return ""
+        said = [row["caption"] for row in json.loads(captions.read_text())]
+        return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the run is there but began from another captioner than today's: another machine may train another."""
+        return (self.run / MARKER).exists() and self._told()["began_from"] != self.began_from
+
+    def _has_ended(self) -> bool:
+        """Whether the run left what it is for: a model for others, or a captioner's metrics."""
+        models = [self.run / name for name in ("clip", "discriminator")]
+        metrics = self.run / "metrics.json"
+        return any(map(Path.is_dir, models)) or (metrics.exists() and "test" in json.loads(metrics.read_text()))
+
+    def _told(self) -> dict[str, str]:
+        return json.loads((self.run / MARKER).read_text())
 
     def work(self, threads: int) -> None:
         """Run the command; what it prints goes to RUN/log.txt. Raises UserError where it fails."""
@@ -75,8 +105,11 @@ class Task:
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
         if code:
             raise UserError(f"{self.run} failed with exit code {code}; see {self.run / 'log.txt'}")
-        seconds = {"train": round(time.perf_counter() - begin, 1), "made_by": self.made_by}
-        (self.run / "seconds.json").write_text(json.dumps(seconds))
+        if not self._has_ended():  # Lightning ends well when it is told to terminate
+            raise UserError(f"{self.run} was ended from outside; the same command goes on with it")
+        train = round(time.perf_counter() - begin, 1)
+        told = {"train": train, "made_by": self.made_by, "began_from": self.began_from}
+        (self.run / MARKER).write_text(json.dumps(told))
 
 
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
@@ -117,19 +150,38 @@ class Plan:
             for task in self.tasks:
                 task.state = "failed" if task.state == "waiting" else task.state
 
-    def finish(self, task: Task, state: str) -> None:
+    def finish(self, task: Task, state: str) -> list[str]:
+        """Returns the runs that have to be made again, for they began from another captioner than the one just made."""
         with self.lock:
             task.state = state
+            again = [other for other in self.tasks if task.step == MLE and other.seed == task.seed and other.is_stale]
+            needed = {step for other in again for step in other.step.foundations}
+            for other in self.tasks:
+                missing = other.seed == task.seed and other.step in needed and not other.has_weights
+                if other in again:
+                    shutil.rmtree(other.run)
+                if other in again or (missing and other.state == "done"):
+                    other.state = "waiting"
             self.lock.notify_all()
+        return [str(other.run) for other in again]
 
 
 def plan(folder: Path, systems: Sequence[str], seeds: Sequence[int]) -> Plan:
-    """What there is to do, in order, those that are done marked as such."""
+    """What there is to do, in order, those that are done marked as such.
+
+    What other systems build on is made again where they wait for it and the records alone know it, and is left out
+    where nobody waits for it.
+    """
     asked = [MLE, *map(experiment, systems)]
     steps = dict.fromkeys(step for one in asked for step in (*one.foundations, one))
     tasks = [Task(step, seed, folder) for seed in seeds for step in steps]
-    for task in tasks:
-        task.state = "done" if task.is_done() else "waiting"
+    for task in reversed(tasks):  # those that build on others come first
+        waiting = [
+            other for other in tasks if other.seed == task.seed and other.state == "waiting" and other is not task
+        ]
+        needed = any(task.step in other.step.foundations for other in waiting)
+        done = task.is_done() and (task.has_weights or not needed)
+        task.state = "done" if done or not (needed or task.step in asked) else "waiting"
     return Plan(tasks)
 
 
@@ -142,6 +194,18 @@ def run_ablation(run: str, seeds: Sequence[int], systems: Sequence[str], workers
         raise UserError(f"{workers} workers, seeds {list(seeds)}: one worker and one seed of 0 or more are the least")
     folder = Path("runs") / run
     folder.mkdir(parents=True, exist_ok=True)
+    records = {seed: Path(docs) / "ablation" / f"seed-{seed}.tar.xz" for seed in seeds} if docs else {}
+    for seed, archive in records.items():
+        if archive.exists():
+            unpack(archive, folder / f"seed-{seed}")
+    try:
+        _train(folder, seeds, systems, workers, docs)
+    finally:
+        for seed, archive in records.items():
+            pack(folder / f"seed-{seed}", archive)
+
+
+def _train(folder: Path, seeds: Sequence[int], systems: Sequence[str], workers: int, docs: str | None) -> None:
     todo = plan(folder, systems, seeds)
     threads = max(1, (os.cpu_count() or 1) // workers)
     done = sum(task.state == "done" for task in todo.tasks)
@@ -159,8 +223,12 @@ def run_ablation(run: str, seeds: Sequence[int], systems: Sequence[str], workers
                     errors.append(str(error))
                     bar.write(str(error), file=sys.stderr)
                 else:
-                    todo.finish(task, "done")
-                    bar.update()
+                    again = todo.finish(task, "done")
+                    bar.update(1 - len(again))
+                    if again:
+                        bar.write(
+                            f"begun from another captioner, hence made again: {', '.join(again)}", file=sys.stderr
+                        )
 
         with ThreadPoolExecutor(workers) as pool:
             try:

@@ -5,7 +5,8 @@ Commands are told apart before anything heavy is imported, so that `distcap --he
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ stages, configured in YAML (a path, or one of the shipped ones; see `distcap con
 plain commands:
   demo       the whole method on the embedded benchmark, from painting its pictures to the report
   ablation   every system on the embedded benchmark, several seeds, one table
-  prepare    paint the embedded benchmark; install SPICE
+  prepare    get ready: coco, flickr30k, nocaps, shards, the embedded benchmark, SPICE
   report     one HTML page that compares the runs of a folder
   export     a Hugging Face folder with a model card, for transformers without distcap
   configs    list the shipped configs
@@ -66,15 +67,19 @@ def configs_folder() -> Path:
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
-    """The arguments with each --config that is no file here replaced by the shipped one of that name."""
+    """The arguments with each YAML that is no file here replaced by the shipped one of that name.
+
+    Those are the values of --config, and of options that take a piece of a config, such as --data data/nocaps.yaml.
+    """
     found = list(args)
     for position, argument in enumerate(found):
         option, equals, value = argument.partition("=")
-        if option not in ("--config", "-c"):
+        if not option.startswith("-"):
             continue
         target = position if equals else position + 1
         name = value if equals else found[target] if target < len(found) else ""
-        if not name or Path(name).is_file():
+        is_config = name.endswith(".yaml") or (name and option in ("--config", "-c"))
+        if not is_config or name.startswith("-") or Path(name).is_file():
             continue
         shipped = configs_folder() / name
         if not shipped.is_file():
@@ -94,16 +99,39 @@ def _stage(args: list[str]) -> Any:
     return run(found)
 
 
-def _plain(command: Callable[..., Any], name: str, args: list[str]) -> Any:
+def _plain(command: Callable[..., Any] | dict[str, Callable[..., Any]], name: str, args: list[str]) -> Any:
     from jsonargparse import ArgumentParser
 
     class OneLineParser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> Any:
             raise UserError(f"{name}: {' '.join(message.split())}; see `distcap {name} --help`") from ex
 
-    parser = OneLineParser(prog=f"distcap {name}", description=command.__doc__)
-    parser.add_function_arguments(command, as_group=False, as_positional=True)
-    return command(**parser.parse_args(args).as_dict())
+    if not isinstance(command, dict):
+        parser = OneLineParser(prog=f"distcap {name}", description=_summary(command))
+        parser.add_function_arguments(command, as_group=False, as_positional=True)
+        return command(**parser.parse_args(args).as_dict())
+    parser = OneLineParser(prog=f"distcap {name}")
+    choices = parser.add_subcommands(dest="what", title="what")
+    for what, function in command.items():
+        choice = OneLineParser(description=_summary(function))
+        choice.add_function_arguments(function, as_group=False, as_positional=True)
+        choices.add_subcommand(what, choice, help=_summary(function))
+    parsed = parser.parse_args(args)
+    return command[parsed.what](**parsed[parsed.what].as_dict())
+
+
+def _summary(command: Callable[..., Any]) -> str:
+    """What a command's docstring says before its arguments, which have a help of their own."""
+    return (command.__doc__ or "").partition("\n\n")[0]
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """A full disk, or a folder that may not be written, is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or 'the disk'}: {error.strerror or error}; what was done is kept") from error
 
 
 def demo(run: str = "demo", seed: int = 0, size: float = 1.0) -> None:
@@ -133,31 +161,94 @@ def ablation(
         seeds: of the pictures and of all training.
         systems: of configs/experiments; by default those of the README's table.
         workers: runs at a time; they share the cores.
-        docs: where results.md is written as well.
+        docs: where results.md is written as well, and in ablation/ what every run said and how it was scored; runs that
+            are found there are not made again.
     """
     from distcap.ablation import SYSTEMS, run_ablation
 
     run_ablation(run, seeds, SYSTEMS if systems is None else systems, workers, docs)
 
 
-def prepare(what: str, root: str = "data/scenes", seed: int = 0) -> None:
-    """Get what is needed beforehand.
+def scenes(root: str = "data/scenes", seed: int = 0) -> None:
+    """Paint the embedded benchmark.
 
     Args:
-        what: "scenes" paints the embedded benchmark, "spice" installs the SPICE metric's Java libraries (by Maven).
-        root: folder of the embedded benchmark.
-        seed: of the embedded benchmark.
+        root: the folder to paint it into.
+        seed: of the pictures.
     """
-    if what == "scenes":
-        from distcap.data.scenes import paint_benchmark
+    from distcap.data.scenes import paint_benchmark
 
-        paint_benchmark(Path(root), seed=seed)
-    elif what == "spice":
-        from distcap.metrics.java import install_spice
+    paint_benchmark(Path(root), seed=seed)
 
-        print(f"SPICE is installed in {install_spice()}")
-    else:
-        raise UserError(f"prepare {what}: there is nothing of that name; prepare scenes or spice")
+
+def coco(root: str = "data/coco", archives: str | None = None, images: str | None = None) -> None:
+    """COCO with Karpathy's split: 20 GB fetched, checked and unpacked, or found on disk. Interrupted, it goes on.
+
+    Args:
+        root: the folder of the data set.
+        archives: a folder, or an http address, with train2014.zip, val2014.zip and caption_datasets.zip; by default the
+            authors' own. If it holds a file SHA256SUMS, they are held against that rather than the published checksums.
+        images: a folder that holds train2014/ and val2014/ unpacked; they stay there.
+    """
+    from distcap.data.prepare import prepare_coco
+
+    with _disk_errors():
+        prepare_coco(Path(root), archives, images)
+
+
+def flickr30k(root: str = "data/flickr30k", archives: str | None = None, images: str | None = None) -> None:
+    """Flickr30k with Karpathy's split. Its images are sent on request, and must be on disk.
+
+    Args:
+        root: the folder of the data set.
+        archives: a folder, or an http address, with caption_datasets.zip; by default Karpathy's own.
+        images: the folder with the .jpg files; they stay there.
+    """
+    from distcap.data.prepare import prepare_flickr30k
+
+    with _disk_errors():
+        prepare_flickr30k(Path(root), archives, images)
+
+
+def nocaps(root: str = "data/nocaps", archives: str | None = None, images: str | None = None) -> None:
+    """The validation set of nocaps, 4,500 images fetched one by one, or found on disk. Interrupted, it goes on.
+
+    Args:
+        root: the folder of the data set.
+        archives: a folder, or an http address, with nocaps_val_4500_captions.json; by default the authors' own.
+        images: the folder with the .jpg files; they stay there.
+    """
+    from distcap.data.prepare import prepare_nocaps
+
+    with _disk_errors():
+        prepare_nocaps(Path(root), archives, images)
+
+
+def shards(
+    annotations: str, images: str, split: str = "train", output: str = "data/shards", per_shard: int = 1000
+) -> None:
+    """Pack images and captions into tar files, as distcap.data.Shards and WebDataset read them.
+
+    Args:
+        annotations: a Karpathy split file.
+        images: the folder that its files are in.
+        split: which of the images go into shards.
+        output: the folder of the shards.
+        per_shard: images of a shard.
+    """
+    from distcap.data.coco import CocoCaptions
+    from distcap.data.shard_writer import write_shards
+
+    with _disk_errors():
+        written = write_shards(CocoCaptions(annotations, images), split, Path(output), per_shard)
+    print(f"{len(written)} shards: {output}/{{{written[0].stem}..{written[-1].stem}}}.tar")
+
+
+def spice() -> None:
+    """Install the SPICE metric's Java libraries, by Maven."""
+    from distcap.metrics.java import install_spice
+
+    print(f"SPICE is installed in {install_spice()}")
 
 
 def report(folder: str, output: str | None = None, images: int = 24, seed: int = 0) -> None:
@@ -195,10 +286,18 @@ def configs() -> None:
         print(f"{file.relative_to(root)!s:34} {head}")
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {
+PREPARE: dict[str, Callable[..., Any]] = {
+    "coco": coco,
+    "flickr30k": flickr30k,
+    "nocaps": nocaps,
+    "scenes": scenes,
+    "shards": shards,
+    "spice": spice,
+}
+COMMANDS: dict[str, Callable[..., Any] | dict[str, Callable[..., Any]]] = {
     "demo": demo,
     "ablation": ablation,
-    "prepare": prepare,
+    "prepare": PREPARE,
     "report": report,
     "export": export,
     "configs": configs,

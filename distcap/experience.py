@@ -1,22 +1,16 @@
 """The lazy record of one RL step: everything is computed when it is first read, and once."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from distcap.functional import Normalisation, standardise
-from distcap.types import Batch, Rollout
-
-Source = Literal["sampled", "greedy", "ground_truth"]
-Gather = Callable[[Tensor], tuple[Tensor, int]]
-Span = tuple[int, int]
-"""First and last of an image's mined neighbours, the nearest being 1."""
-Neighbours = Callable[[Sequence[int], int, int], tuple[Tensor, Tensor]]
-"""B image ids, first and last -> (B, K) ids of their neighbours, (B, K, D) normalised embeddings."""
+from distcap.models import Sight
+from distcap.types import Batch, Rollout, UserError
+from distcap.view import Gather, Source, View
 
 
 class Policy(Protocol):
@@ -29,12 +23,10 @@ class Policy(Protocol):
     def detokenize(self, tokens: Tensor, mask: Tensor) -> list[str]: ...
 
 
-class DualEncoder(Protocol):
-    """The part of a CLIP that an experience needs."""
+class HumanPairs(Protocol):
+    """The part of a corpus that an experience needs."""
 
-    @property
-    def tau(self) -> float: ...
-    def embed_captions(self, captions: Sequence[str]) -> Tensor: ...
+    def draw(self, count: int) -> tuple[Tensor, Tensor]: ...
 
 
 class RewardFunction(Protocol):
@@ -43,20 +35,6 @@ class RewardFunction(Protocol):
     weight: float
 
     def __call__(self, rollout: Rollout, experience: "Experience") -> Tensor: ...
-
-
-@dataclass
-class Pool:
-    """What competes in a contrastive reward: the whole step's captions and images, those of all processes."""
-
-    captions: Tensor
-    """(C, D) normalised embeddings."""
-    images: Tensor
-    """(J, D) normalised embeddings."""
-    offsets: dict[Source, int]
-    """Where the first own caption of each source stands in `captions`."""
-    image_offset: int
-    """Where the first own image stands in `images`."""
 
 
 def alone(values: Tensor) -> tuple[Tensor, int]:
@@ -76,12 +54,11 @@ class Experience:
         sampler: how `sampled` is drawn.
         greedy: how `greedy` is drawn.
         rewards: by name; the total is their weighted sum.
-        clip: the dual encoder of the rewards.
-        image_embeddings: (B, D) the batch's images as that dual encoder sees them.
-        caption_store: ground-truth caption -> its embedding, if it was stored.
+        clips: the dual encoders that rewards read, by name; None is the name of the stage's `clip`.
         ground_truth_per_image: human captions drawn for each image.
+        corpora: by the same names, human captions of another data set: what learns to tell human from generated ones
+            does so from them, or else from the ground truth.
         reference: frozen copy of the captioner before RL.
-        neighbours: looks up the images that the dual encoder finds alike.
         normalise: each reward by itself, before its weight: by the mean and the standard deviation of the samples of
             the batch, of all processes, or of the image. Greedy and human captions are measured by the same yardstick.
         gather: (M, ...) of this process -> (W x M, ...) of all, and where this process's rows begin.
@@ -95,30 +72,25 @@ class Experience:
         sampler: Any,
         greedy: Any,
         rewards: Mapping[str, RewardFunction],
-        clip: DualEncoder | None = None,
-        image_embeddings: Tensor | None = None,
-        caption_store: Any = None,
+        clips: Mapping[str | None, Sight] | None = None,
         ground_truth_per_image: int = 1,
+        corpora: Mapping[str | None, HumanPairs] | None = None,
         reference: Policy | None = None,
-        neighbours: Neighbours | None = None,
         normalise: Normalisation = "none",
         gather: Gather = alone,
     ) -> None:
         self.batch = batch
         self.captioner = captioner
-        self.clip = clip
         self.reference = reference
         self.rewards = rewards
+        self.corpora = corpora or {}
         self._sampler, self._greedy = sampler, greedy
-        self._image_embeddings = image_embeddings
-        self._caption_store = caption_store
         self._ground_truth_per_image = ground_truth_per_image
-        self._neighbours = neighbours
         self.normalise: Normalisation = normalise
         self.gather = gather
-        self._embeddings: dict[Rollout, Tensor] = {}
+        self._views = {name: View(self, sight) for name, sight in (clips or {}).items()}
         self._rewards: dict[Rollout, dict[str, Tensor]] = {}
-        self._pools: dict[tuple[tuple[Source, ...], Span | None], Pool] = {}
+        self._human: dict[str | None, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def memory(self) -> Tensor:
@@ -148,7 +120,12 @@ class Experience:
         """Human captions, as many of each image; with replacement where it has fewer."""
         count = self._ground_truth_per_image
         captions = []
-        for truth in self.batch.captions:
+        for image_id, truth in zip(self.batch.image_ids, self.batch.captions, strict=True):
+            if not truth:
+                raise UserError(
+                    f"image id {image_id} has no human caption, and a reward, baseline or term reads ground_truth; "
+                    "take it out of the mix, or write captions"
+                )
             order = torch.randperm(max(len(truth), count)).remainder(len(truth))[:count]
             captions += [truth[i] for i in order.tolist()]
         tokens, mask = self.captioner.tokenize(captions)
@@ -157,6 +134,27 @@ class Experience:
         with torch.enable_grad():
             logprobs = self.captioner.score(self.memory, tokens, mask, index)
         return Rollout(captions, tokens, mask, logprobs, index)
+
+    def human(self, clip: str | None = None) -> tuple[Tensor, Tensor]:
+        """(G, D) images and (G, D) captions that people wrote of them, normalised: ground truth, or of the corpus."""
+        if clip not in self._human:
+            view = self.view(clip)
+            if corpus := self.corpora.get(clip):
+                images, captions = corpus.draw(len(self.batch) * self._ground_truth_per_image)
+                device = self.batch.images.device
+                self._human[clip] = images.to(device), captions.to(device)
+            else:
+                truth = self.ground_truth
+                self._human[clip] = view.image_embeddings[truth.image_index], view.caption_embeddings(truth)
+        return self._human[clip]
+
+    def human_or_sampled(self, clip: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(M, D) images, (M, D) captions, (M,) True for human ones: samples, then what they are to be told from."""
+        view, sampled = self.view(clip), self.sampled
+        images, captions = self.human(clip)
+        images = torch.cat([view.image_embeddings[sampled.image_index], images])
+        captions = torch.cat([view.caption_embeddings(sampled), captions])
+        return images, captions, torch.arange(len(images), device=images.device) >= len(sampled)
 
     @cached_property
     def drawn_logprobs(self) -> Tensor:
@@ -180,63 +178,20 @@ class Experience:
             memory = self.reference.encode(self.batch.images)
             return self.reference.score(memory, self.sampled.tokens, self.sampled.mask, self.sampled.image_index)
 
+    def view(self, clip: str | None = None) -> View:
+        """The batch as one CLIP sees it: the stage's of that name, or its `clip`."""
+        if clip not in self._views:
+            raise ValueError(f"a reward asks for CLIP embeddings, but the stage has no {clip or 'clip'}")
+        return self._views[clip]
+
     @property
     def image_embeddings(self) -> Tensor:
-        """(B, D) normalised."""
-        if self._image_embeddings is None:
-            raise ValueError("a reward asks for CLIP embeddings, but the stage has no clip")
-        return self._image_embeddings
+        """(B, D) normalised, as the stage's `clip` sees them."""
+        return self.view().image_embeddings
 
     def caption_embeddings(self, rollout: Rollout) -> Tensor:
-        """(N, D) normalised; human captions come from the store."""
-        if rollout not in self._embeddings:
-            human = rollout is self.__dict__.get("ground_truth")
-            self._embeddings[rollout] = self._embed(rollout.captions, human=human)
-        return self._embeddings[rollout]
-
-    def reference_embeddings(self) -> tuple[Tensor, Tensor]:
-        """(R, D) normalised embeddings of all human captions of the batch, (R,) the row of the batch of each."""
-        captions = [caption for truth in self.batch.captions for caption in truth]
-        embeddings = self._embed(captions, human=True)
-        counts = torch.tensor([len(truth) for truth in self.batch.captions], device=embeddings.device)
-        return embeddings, torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-
-    def _embed(self, captions: Sequence[str], *, human: bool) -> Tensor:
-        """(N, D) normalised, on the images' device; what humans said is looked up if it was stored."""
-        if self.clip is None:
-            raise ValueError("a reward asks for CLIP embeddings, but the stage has no clip")
-        if human and self._caption_store is not None:
-            return self._caption_store[captions].to(self.image_embeddings.device)
-        return self.clip.embed_captions(captions)
-
-    def neighbours(self, span: Span) -> tuple[Tensor, Tensor]:
-        """(B, K) ids of each image's neighbours in a span of ranks, (B, K, D) their normalised embeddings."""
-        if self._neighbours is None:
-            raise ValueError("a reward asks for mined neighbours, but none were mined")
-        ids, embeddings = self._neighbours(self.batch.image_ids, *span)
-        return ids.to(self.image_embeddings.device), embeddings.to(self.image_embeddings.device)
-
-    def pool(self, sources: tuple[Source, ...], span: Span | None = None) -> Pool:
-        """The captions of these sources and the images of all processes, on whose number no reward may depend.
-
-        With a span, the images' mined neighbours join them; one that is there already competes once.
-        """
-        if (sources, span) not in self._pools:
-            offsets: dict[Source, int] = {}
-            parts: list[Tensor] = []
-            for source in sources:
-                part, offset = self.gather(self.caption_embeddings(getattr(self, source)))
-                offsets[source] = sum(map(len, parts)) + offset
-                parts.append(part)
-            images, image_offset = self.gather(self.image_embeddings)
-            if span is not None:
-                ids, embeddings = self.neighbours(span)
-                near, _ = self.gather(embeddings.flatten(0, 1))
-                near_ids, _ = self.gather(ids.flatten())
-                own_ids, _ = self.gather(torch.tensor(self.batch.image_ids, device=ids.device))
-                images = torch.cat([images, near[_newcomers(own_ids, near_ids)]])
-            self._pools[sources, span] = Pool(torch.cat(parts), images, offsets, image_offset)
-        return self._pools[sources, span]
+        """(N, D) normalised, as the stage's `clip` reads them."""
+        return self.view().caption_embeddings(rollout)
 
     def source(self, rollout: Rollout) -> Source | None:
         """What the rollout is to this step; None for one that was made elsewhere."""
@@ -280,12 +235,3 @@ class Experience:
     def ground_truth_reward(self) -> Tensor:
         """(G,)"""
         return self.total(self.ground_truth)
-
-
-def _newcomers(known: Tensor, ids: Tensor) -> Tensor:
-    """(M,), (K,) -> (K,) True where an id is not among the known ones, nor earlier among the ids."""
-    everything = torch.cat([known, ids])
-    unique, where = everything.unique(return_inverse=True)
-    place = torch.arange(len(everything), device=ids.device)
-    first = torch.full_like(unique, len(everything)).scatter_reduce(0, where, place, "amin")
-    return first[where[len(known) :]] == place[len(known) :]

@@ -134,19 +134,24 @@ def contrastive(
     """
     own = (captions * images).sum(-1)
 
-    def margin(similarity: Tensor, position: Tensor) -> Tensor:
-        columns = torch.arange(similarity.shape[1], device=similarity.device)
+    def similarity(rows: Tensor, pool: Tensor) -> Tensor:
+        # A bfloat16 has three digits: at tau = 0.01 its rounding would move a reward's exponent by a half.
+        with torch.autocast(rows.device.type, enabled=False):
+            return rows @ pool.T
+
+    def margin(rivals: Tensor, position: Tensor) -> Tensor:
+        columns = torch.arange(rivals.shape[1], device=rivals.device)
         itself = columns[None, :] == position[:, None]
         if bool(itself.all(1).any()):
             raise ValueError("a contrastive reward needs at least two images and two captions in its pool")
-        reward = own - tau * (similarity / tau).masked_fill(itself, -torch.inf).logsumexp(1)
+        reward = own - tau * (rivals / tau).masked_fill(itself, -torch.inf).logsumexp(1)
         return reward if clamp is None else reward.clamp(max=clamp * float(tau))
 
     parts = []
     if direction in ("image_to_text", "both"):
-        parts.append(margin(images @ pool_captions.T, caption_position))
+        parts.append(margin(similarity(images, pool_captions), caption_position))
     if direction in ("text_to_image", "both"):
-        parts.append(margin(captions @ pool_images.T, image_position))
+        parts.append(margin(similarity(captions, pool_images), image_position))
     return torch.stack(parts).mean(0)
 
 

@@ -1,12 +1,15 @@
 """What an RL step's numbers say of the policy: is it learning, hacking the reward, or collapsing?"""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from distcap.experience import Experience, Source
+from distcap.experience import Experience
 from distcap.functional import group_mean, kl, masked_mean
 from distcap.models import Sampler
 from distcap.ngrams import CiderD, bad_ending, repetition
+from distcap.view import Source
 
 
 @torch.no_grad()
@@ -44,14 +47,15 @@ def health(
     to compare with. What the step has computed anyway, greedy rewards or the reference, is told at every step.
 
     Args:
-        experience: of the step, after its losses were computed.
+        experience: of the step, after its losses were computed. Where its images have no human captions, nothing is
+            compared with any.
         advantages: (N,) of the sampled captions.
         costly: also what needs another pass of a network, or the strings.
         cider: a scorer that knows the training ground truth, with its document frequencies.
         decoder: how greedy captions are decoded, for those of the reference.
         discriminator: name of the reward that is P(human). Its accuracy is how often it tells, of a human and a sampled
             caption, which is human (the area under its ROC curve): a half is chance, and needs no threshold.
-        truncated: how many captions CLIP cut in this step; see `FrozenClip.truncated`.
+        truncated: how many captions a CLIP cut in this step; see `FrozenClip.truncated`.
 
     Returns:
         log key -> scalar.
@@ -80,12 +84,21 @@ def health(
         if source == "sampled" or f"{source}_reward" in known:
             for name, reward in experience.rewards_of(getattr(experience, source)).items():
                 values[f"reward/{source}/{name}"] = reward.mean()
-    if discriminator is not None and "ground_truth_reward" in known:
+    if discriminator is not None and (human := _humans(experience, discriminator)) is not None:
         # Of pairs, for a threshold would have to follow how many samples there are to a human caption.
-        human = experience.rewards_of(experience.ground_truth)[discriminator][:, None]
         machine = experience.rewards_of(sampled)[discriminator]
         values["discriminator/accuracy"] = ((human > machine).float() + (human == machine).float() / 2).mean()
     return {**values, **_of_the_words(experience), **_likeness(experience, cider, decoder)} if costly else values
+
+
+def _humans(experience: Experience, discriminator: str) -> Tensor | None:
+    """(G, 1) the discriminator's reward of the human captions that it learns from, where the step knows them."""
+    reward: Any = experience.rewards[discriminator]
+    if reward.clip in experience.corpora:
+        return reward.discriminator(*experience.human(reward.clip)).sigmoid()[:, None]
+    if "ground_truth_reward" not in experience.__dict__:
+        return None
+    return experience.rewards_of(experience.ground_truth)[discriminator][:, None]
 
 
 def _zero_spread(experience: Experience) -> Tensor:

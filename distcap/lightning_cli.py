@@ -19,7 +19,10 @@ from distcap.cli import STAGE_COMMANDS, configs_folder
 from distcap.data import CocoCaptions, ImageFolder
 from distcap.types import UserError
 
-ON_DISK = {"distcap.data.CocoCaptions": CocoCaptions, "distcap.data.ImageFolder": ImageFolder}
+ON_DISK: dict[str, type[CocoCaptions | ImageFolder]] = {
+    "distcap.data.CocoCaptions": CocoCaptions,
+    "distcap.data.ImageFolder": ImageFolder,
+}
 """Data that must be there already: what is wrong with it is known at once."""
 
 
@@ -94,9 +97,12 @@ class DistcapCLI(LightningCLI):
             config.ckpt_path = os.path.join(run_folder(config.run), "checkpoints", "last.ckpt")
         if (path := config.get("ckpt_path")) and path not in ("last", "best", "hpc") and not Path(path).is_file():
             raise UserError(f"{path}: no such checkpoint; a run's are in runs/RUN/checkpoints")
+        # Told before networks are downloaded, which Lightning would do first.
         if config.data is not None and (data := ON_DISK.get(config.data.class_path)):
-            # Told before networks are downloaded, which Lightning would do first.
-            data(**config.data.init_args.as_dict()).setup(self.subcommand)
+            data(**config.data.init_args.as_dict()).setup(str(self.subcommand))
+        corpus = config.model.init_args.get("corpus") if self.subcommand == "fit" else None
+        if corpus is not None and (data := ON_DISK.get(corpus.class_path)):
+            data(**corpus.init_args.as_dict()).entries("train")
 
     def instantiate_classes(self) -> None:
         try:

@@ -27,6 +27,8 @@ class Term(nn.Module, ABC):
     """
 
     needs_reference = False
+    needs_captions: str = ""
+    """How to do without human captions of the images, for a term that reads them; empty for one that does not."""
 
     def __init__(self, weight: float = 1.0, reduction: Reduction = "mean") -> None:
         super().__init__()
@@ -100,6 +102,8 @@ class Preference(Term):
 class TeacherForcing(Term):
     """The likelihood of the human captions, all alike."""
 
+    needs_captions = "leave it out"
+
     def forward(self, experience: Experience, advantages: Tensor) -> Tensor:
         truth = experience.ground_truth
         return reinforce(truth.logprobs, truth.mask, torch.ones(len(truth), device=truth.mask.device), self.reduction)
@@ -116,6 +120,8 @@ class WeightedTeacherForcing(Term):
             then unlearn the human captions that lose in the pool.
         reduction: see Term.
     """
+
+    needs_captions = "leave it out"
 
     def __init__(self, weight: float = 1.0, weighting: Weighting = "minmax", reduction: Reduction = "mean") -> None:
         super().__init__(weight, reduction)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from distcap.experience import Experience
-from distcap.models import Sampler
+from distcap.models import Sampler, Sight
 from distcap.types import Batch
 
 WORDS = ("red", "blue", "dog", "cat")
@@ -46,6 +46,17 @@ class FakeStore:
     def __getitem__(self, captions: Sequence[str]) -> Tensor:
         self.read.append(list(captions))
         return embed(*captions)
+
+
+class Pictures:
+    """Embeddings by image id: (B, 4) of the ids from 10 on, or of those given."""
+
+    def __init__(self, embeddings: Tensor, ids: Sequence[int] | None = None) -> None:
+        self.embeddings = embeddings
+        self.ids = list(ids or range(10, 10 + len(embeddings)))
+
+    def __getitem__(self, ids: Sequence[int]) -> Tensor:
+        return self.embeddings[[self.ids.index(i) for i in ids]]
 
 
 class Bigrams(nn.Module):
@@ -121,15 +132,19 @@ def make_batch(start: int = 0, stop: int = 4) -> Batch:
     return Batch(pixels, [[caption] for caption in shown], list(range(10 + start, 10 + stop)))
 
 
-def make_experience(batch: Batch | None = None, **kwargs: Any) -> Experience:
-    """An experience of the fakes; any argument of Experience can be replaced."""
-    batch = batch or make_batch()
+def make_sight(clip: Any = None, images: Any = None, captions: Any = None, mined: Any = None) -> Any:
+    """What a fake CLIP has seen: the four images, unless other embeddings are given."""
+    return Sight(clip or FakeClip(), images or Pictures(embed(*SHOWN)), captions, mined)
+
+
+def make_experience(batch: Batch | None = None, *, image_embeddings: Tensor | None = None, **kwargs: Any) -> Experience:
+    """An experience of the fakes; any argument of Experience can be replaced, or the images' embeddings alone."""
+    images = None if image_embeddings is None else Pictures(image_embeddings)
     defaults: dict[str, Any] = {
         "captioner": FakeCaptioner(),
         "sampler": SAMPLED,
         "greedy": GREEDY,
         "rewards": {},
-        "clip": FakeClip(),
-        "image_embeddings": embed(*(SHOWN[i - 10] for i in batch.image_ids)),
+        "clips": {None: make_sight(images=images)},
     }
-    return Experience(batch, **{**defaults, **kwargs})
+    return Experience(batch or make_batch(), **{**defaults, **kwargs})

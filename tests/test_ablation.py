@@ -1,6 +1,7 @@
 """The ablation's runner, with commands that only pretend to train."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +23,26 @@ class Commands:
     def __init__(self) -> None:
         self.lines: list[list[str]] = []
         self.fails = ""
+        self.terminated = ""
+        """A run that is told to end, which Lightning does with exit code 0."""
+        self.says = "a cat"
+        """What the captioner of teacher forcing says."""
 
     def __call__(self, command: list[str], **kwargs: Any) -> Any:
         self.lines.append(command)
+        run = Path("runs") / self.option(command, "--run")
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if self.name(command) == self.terminated:
+            return SimpleNamespace(returncode=0)
+        if run.name in ("clip", "judge", "discriminator", "grammar"):
+            (run / ("clip" if run.name == "judge" else run.name.replace("grammar", "discriminator"))).mkdir(
+                exist_ok=True
+            )
+        else:
+            (run / "metrics.json").write_text(json.dumps({"test": {}}))
+            caption = self.says if run.name == "mle" else "a dog"
+            (run / "captions_test.json").write_text(json.dumps([{"caption": caption}]))
+            (run / "scores_test.json").write_text("{}")
         return SimpleNamespace(returncode=int(self.name(command) == self.fails))
 
     @staticmethod
@@ -48,8 +66,13 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     return found
 
 
-def go(systems: tuple[str, ...] = ("scst", "full"), seeds: tuple[int, ...] = (0,), workers: int = 1) -> None:
-    run_ablation("ablation", seeds, systems, workers, None)
+def go(
+    systems: tuple[str, ...] = ("scst", "full"),
+    seeds: tuple[int, ...] = (0,),
+    workers: int = 1,
+    docs: str | None = None,
+) -> None:
+    run_ablation("ablation", seeds, systems, workers, docs)
 
 
 def test_every_system_of_every_seed_is_run_after_what_it_starts_from(commands: Commands) -> None:
@@ -75,6 +98,35 @@ def test_what_is_done_is_skipped(commands: Commands) -> None:
     assert commands.runs == ["seed-0/kl"]
 
 
+def test_what_the_records_hold_is_not_made_again_and_what_it_built_on_is_not_either(commands: Commands) -> None:
+    go(docs="docs")
+    shutil.rmtree("runs")
+    commands.lines = []
+    go(docs="docs")
+    assert not commands.runs
+    assert json.loads(Path("runs/ablation/seed-0/full/captions_test.json").read_text()) == [{"caption": "a dog"}]
+
+
+def test_a_new_system_beside_the_records_is_given_what_it_builds_on_and_no_more(commands: Commands) -> None:
+    go(docs="docs")
+    shutil.rmtree("runs")
+    commands.lines = []
+    go(systems=("scst", "full", "kl"), docs="docs")
+    assert commands.runs == [f"seed-0/{name}" for name in (*BASE, "kl")]
+
+
+def test_what_began_from_another_captioner_than_the_one_made_now_is_made_again(
+    commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another machine's rounding may make another captioner: its systems cannot stand in one row with the records'."""
+    go(docs="docs", seeds=(0, 1))
+    shutil.rmtree("runs")
+    commands.lines, commands.says = [], "a cat on a mat"
+    go(systems=("scst", "full", "kl"), docs="docs")
+    assert commands.runs == [f"seed-0/{name}" for name in (*BASE, "scst", "discriminator", "full", "kl")]
+    assert "begun from another captioner, hence made again: runs/ablation/seed-0/scst" in capsys.readouterr().err
+
+
 def test_a_failure_stops_what_builds_on_it_and_nothing_else_and_is_tried_again(commands: Commands) -> None:
     commands.fails = "seed-0/mle"
     with pytest.raises(UserError, match=r"1 runs failed.*seed-0/mle.*log\.txt.*tries them again"):
@@ -84,6 +136,16 @@ def test_a_failure_stops_what_builds_on_it_and_nothing_else_and_is_tried_again(c
     commands.lines, commands.fails = [], ""
     go(seeds=(0, 1))
     assert commands.runs == [f"seed-0/{name}" for name in ("mle", "scst", "discriminator", "full")]
+
+
+@pytest.mark.parametrize("name", ["discriminator", "full"])
+def test_a_run_that_was_ended_from_outside_is_not_done(name: str, commands: Commands) -> None:
+    commands.terminated = f"seed-0/{name}"
+    with pytest.raises(UserError, match=f"seed-0/{name} was ended from outside; the same command goes on with it"):
+        go()
+    commands.lines, commands.terminated = [], ""
+    go()
+    assert commands.runs == [f"seed-0/{left}" for left in dict.fromkeys((name, "full"))]
 
 
 def test_a_run_of_another_config_than_todays_is_not_passed_off_as_done(commands: Commands) -> None:

@@ -19,7 +19,7 @@ from words import Data, Policy, Stage, embed, make_batch, make_rollout
 
 from distcap.baselines import LeaveOneOut
 from distcap.experience import Experience
-from distcap.models import Sampler
+from distcap.models import Sampler, Sight
 from distcap.objectives import PolicyGradient
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "adding-a-reward.md").read_text()
@@ -98,21 +98,20 @@ def experience(image_ids: range, **kwargs: Any) -> Experience:
     made = Experience(
         make_batch(image_ids), Policy().double(), sampler=Sampler(samples=2), greedy=None, rewards={}, **kwargs
     )
-    for captions in made.batch.captions:
-        del captions[1:]
+    made.batch.captions = [captions[:1] for captions in made.batch.captions]
     return made
 
 
 def test_a_reward_that_gathers_is_that_of_the_global_batch(desk: Path) -> None:
     reward = load("unlike.py").Unlike()
-    clip: Any = type("Clip", (), {"embed_captions": staticmethod(embed)})()
-    whole = experience(range(6), clip=clip)
+    clips: Any = {None: Sight(type("Clip", (), {"embed_captions": staticmethod(embed)})(), images=None)}
+    whole = experience(range(6), clips=clips)
     expected = reward(whole.sampled, whole)
     everybody = embed(whole.sampled.captions)
     for first in (0, 3):
-        half = experience(range(first, first + 3), clip=clip, gather=lambda own, first=first: (everybody, 2 * first))
+        half = experience(range(first, first + 3), clips=clips, gather=lambda own, first=first: (everybody, 2 * first))
         torch.testing.assert_close(reward(half.sampled, half), expected[2 * first : 2 * first + 6])
-        alone = experience(range(first, first + 3), clip=clip)
+        alone = experience(range(first, first + 3), clips=clips)
         assert not torch.allclose(reward(alone.sampled, alone), expected[2 * first : 2 * first + 6])
 
 

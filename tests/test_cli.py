@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distcap.cli import COMMANDS, STAGE_COMMANDS, configs_folder, find_configs, main
+from distcap.cli import COMMANDS, PREPARE, STAGE_COMMANDS, configs_folder, find_configs, main
 from distcap.types import UserError
 
 HEAVY = ("torch", "lightning", "transformers", "open_clip", "wandb", "matplotlib", "numpy", "jsonargparse")
@@ -155,6 +155,34 @@ def test_a_config_is_a_path_first_and_a_shipped_one_otherwise(tmp_path: Path, mo
     assert find_configs(["fit", "-c", "mle.yaml"]) == ["fit", "-c", "mle.yaml"]
 
 
+def test_a_piece_of_a_config_may_be_a_shipped_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("class_path: distcap.data.Scenes")
+    shipped = str(configs_folder() / "data" / "nocaps.yaml")
+    assert find_configs(["test", "--data", "data/nocaps.yaml"]) == ["test", "--data", shipped]
+    assert find_configs(["test", "--data=data/nocaps.yaml"]) == ["test", f"--data={shipped}"]
+    assert find_configs(["test", "--flag", "--data=data/nocaps.yaml"])[1:] == ["--flag", f"--data={shipped}"]
+    assert find_configs(["test", "--data", "data/mine.yaml"]) == ["test", "--data", "data/mine.yaml"]
+    with pytest.raises(UserError, match=r"data/none\.yaml: no such config"):
+        find_configs(["test", "--data", "data/none.yaml"])
+
+
+@pytest.mark.parametrize("option", ["--data", "--model.corpus"])
+def test_a_piece_of_a_config_is_a_path_first_and_a_shipped_one_otherwise(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = configs_folder() / "data" / "folder.yaml"
+    assert find_configs(["fit", option, "data/folder.yaml"]) == ["fit", option, str(shipped)]
+    assert find_configs(["fit", f"{option}=data/folder.yaml"]) == ["fit", f"{option}={shipped}"]
+    mapping = '{"a": "' + "b" * 5000 + '"}'  # longer than any file's name
+    assert find_configs(["fit", option, mapping]) == ["fit", option, mapping]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "folder.yaml").touch()
+    assert find_configs(["fit", option, "data/folder.yaml"]) == ["fit", option, "data/folder.yaml"]
+
+
 def test_every_config_of_a_command_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"mine\.yaml"):
@@ -174,7 +202,7 @@ def test_configs_lists_every_shipped_file_with_its_head(capsys: pytest.CaptureFi
     [
         (("configs", "too", "many"), "configs: "),
         (("prepare",), "prepare: "),
-        (("prepare", "coco"), "prepare scenes or spice"),
+        (("prepare", "mars"), "choose from 'coco', 'flickr30k', 'nocaps', 'scenes', 'shards', 'spice'"),
         (("prepare", "scenes", "--seed", "x"), "seed"),
         (("prepare", "scenes", "--colour", "red"), "--colour"),
         (("report",), "report: "),
@@ -208,3 +236,11 @@ def test_prepare_paints_the_benchmark(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("distcap.data.scenes.paint_benchmark", lambda root, seed: calls.append((root, seed)))
     main(["prepare", "scenes", "--root", str(tmp_path), "--seed", "3"])
     assert calls == [(tmp_path, 3)]
+
+
+@pytest.mark.parametrize("what", PREPARE)
+def test_all_that_can_be_prepared_has_help(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["prepare", what, "--help"])
+    assert stop.value.code == 0
+    assert "Args:" not in capsys.readouterr().out

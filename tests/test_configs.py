@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import tiny
+import torch
 import yaml
+from safetensors.torch import load_file
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
 
 from distcap.ablation import SYSTEMS
@@ -94,6 +97,38 @@ def test_the_config_trains_a_step(name: str, workshop: Path) -> None:
         assert set(json.loads((workshop / "runs" / run / "metrics.json").read_text())) == {"val", "test"}
 
 
+PIECES = sorted(set(families.WRITERS) - {"vision_encoder_decoder"})
+SIDES = {"smolvlm": 64, "qwen_vl": 64}
+"""Of models that are told the size of images."""
+
+
+def test_every_piece_of_a_captioner_is_of_a_family_that_is_tested() -> None:
+    assert {file.stem for file in (ROOT / "captioner").glob("*.yaml")} == {*PIECES, "tiny", "vit_gpt2"}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_the_captioner_trains_a_step_of_mle_and_one_of_rl_from_there(name: str, workshop: Path) -> None:
+    """Its piece as it is, but for a tiny network of the same class; rl starts from what mle left."""
+    families.WRITERS[name](workshop / "families" / name, side=64)
+    sides = [f"--model.captioner.image_size={SIDES[name]}"] if name in SIDES else []
+    start, runs = f"families/{name}", []
+    for stage in ("mle", "rl"):
+        runs.append(f"demo/{name}-{stage}")
+        config = load(ROOT / f"{stage}.yaml")
+        args = [arg for arg in overrides(config) if "captioner" not in arg]
+        piece = ("--model.captioner", f"captioner/{name}.yaml", f"--model.captioner.init_from=./{start}", *sides)
+        only = ("--test_after_fit=false", "--trainer.limit_val_batches=0", "--trainer.callbacks=[]")
+        cli = tiny.run(workshop, "fit", "--config", f"{stage}.yaml", f"--run={runs[-1]}", *STEP, *args, *piece, *only)
+        assert cli.trainer.global_step == 1
+        start = f"runs/{runs[-1]}"
+    mle, rl = (load_file(next((workshop / "runs" / run / "captioner").rglob("model.safetensors"))) for run in runs)
+    assert mle.keys() == rl.keys()
+    saved = torch.load(workshop / "runs" / runs[1] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    lora = "lora" in load(ROOT / "captioner" / f"{name}.yaml")["init_args"]
+    assert any("lora_A" in key for key in saved) == lora
+    assert not lora or all("lora_" in key for key in saved if key.startswith("captioner."))
+
+
 def test_the_judge_is_a_clip_that_learns_otherwise(workshop: Path) -> None:
     configs = ("--config", "demo/clip.yaml", "--config", "demo/judge.yaml", "--run=demo/of-judge")
     config = load(ROOT / "demo/clip.yaml")
@@ -133,6 +168,10 @@ def test_an_experiment_states_its_whole_mix(name: str) -> None:
         assert "group_size" in experiment["data"]["init_args"]
     for base in ("rl.yaml", "demo/rl.yaml"):
         assert set(load(ROOT / base)["model"]["init_args"]) <= MIX | PLATFORM
+
+
+def test_the_mix_for_images_without_captions_is_stated_whole() -> None:
+    assert set(load(ROOT / "captionless.yaml")["model"]["init_args"]) == MIX
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -1,23 +1,37 @@
 """The record of one RL step: it pays only for what is read, and the pool is that of all processes."""
 
+import gc
 import threading
+import weakref
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from fakes import GREEDY, SHOWN, FakeCaptioner, FakeClip, FakeStore, embed, make_batch, make_experience
+from fakes import (
+    GREEDY,
+    SHOWN,
+    FakeCaptioner,
+    FakeClip,
+    FakeStore,
+    Pictures,
+    embed,
+    make_batch,
+    make_experience,
+    make_sight,
+)
 from torch import Tensor
 
 from distcap.experience import Experience
 from distcap.rewards import ClipSimilarity, Contrastive
 from distcap.stages import RL
-from distcap.types import Batch
+from distcap.types import Batch, UserError
 
 
 def test_nothing_is_computed_before_it_is_read():
     captioner, clip = FakeCaptioner(), FakeClip()
-    make_experience(captioner=captioner, clip=clip, rewards={"clip": ClipSimilarity()})
+    make_experience(captioner=captioner, clips={None: make_sight(clip)}, rewards={"clip": ClipSimilarity()})
     assert captioner.calls == []
     assert clip.embedded == []
 
@@ -29,6 +43,13 @@ def test_greedy_captions_are_not_decoded_unless_read():
     assert "generate greedy" not in captioner.calls
     _ = experience.greedy_reward
     assert captioner.calls.count("generate greedy") == 1
+
+
+def test_ground_truth_of_an_image_that_has_none_is_one_error():
+    batch = make_batch()
+    batch.captions[2] = []
+    with pytest.raises(UserError, match="image id 12 has no human caption"):
+        _ = make_experience(batch).ground_truth
 
 
 def test_an_image_is_encoded_once_for_samples_greedy_and_ground_truth():
@@ -43,7 +64,8 @@ def test_an_image_is_encoded_once_for_samples_greedy_and_ground_truth():
 def test_each_caption_is_embedded_once_however_many_rewards_read_it():
     clip, store = FakeClip(), FakeStore()
     experience = make_experience(
-        clip=clip, caption_store=store, rewards={"one": ClipSimilarity(), "two": Contrastive(greedy=True)}
+        clips={None: make_sight(clip, captions=store)},
+        rewards={"one": ClipSimilarity(), "two": Contrastive(greedy=True)},
     )
     for _ in range(2):
         _ = experience.sampled_reward, experience.ground_truth_reward, experience.greedy_reward
@@ -53,7 +75,7 @@ def test_each_caption_is_embedded_once_however_many_rewards_read_it():
 
 def test_human_captions_come_from_the_store_and_samples_never_do():
     clip, store = FakeClip(), FakeStore()
-    experience = make_experience(clip=clip, caption_store=store)
+    experience = make_experience(clips={None: make_sight(clip, captions=store)})
     assert torch.equal(experience.caption_embeddings(experience.ground_truth), embed(*SHOWN))
     assert clip.embedded == []
     experience.caption_embeddings(experience.sampled)
@@ -110,9 +132,67 @@ def test_as_many_human_captions_of_each_image_and_with_replacement_where_it_has_
 
 
 def test_a_reward_that_needs_clip_says_so_where_there_is_none():
-    experience = make_experience(clip=None, image_embeddings=None, rewards={"clip": ClipSimilarity()})
+    experience = make_experience(clips={}, rewards={"clip": ClipSimilarity()})
     with pytest.raises(ValueError, match="no clip"):
         _ = experience.sampled_reward
+
+
+# Several CLIPs.
+
+
+class Backwards(FakeClip):
+    """Takes red for blue and dogs for cats, and the other way round."""
+
+    tau = 0.5
+
+    def embed_captions(self, captions: Sequence[str]) -> Tensor:
+        return super().embed_captions(captions).flip(-1)
+
+
+def test_a_reward_reads_the_clip_that_it_names_and_each_sees_a_batch_once():
+    mine, other, store = FakeClip(), Backwards(), FakeStore()
+    images = Pictures(embed("cat", "dog", "blue", "red"))
+    rewards = {
+        "mine": ClipSimilarity(),
+        "other": ClipSimilarity(clip="other"),
+        "contrastive": Contrastive(clip="other"),
+    }
+    clips = {None: make_sight(mine, captions=store), "other": make_sight(other, images)}
+    experience = make_experience(clips=clips, rewards=rewards)
+    for _ in range(2):
+        found = experience.rewards_of(experience.sampled)
+    alone = make_experience(clips={None: make_sight(Backwards(), images)}, rewards={})
+    alone.__dict__.update(sampled=experience.sampled, ground_truth=experience.ground_truth)
+    assert torch.equal(found["mine"], ClipSimilarity()(experience.sampled, experience))
+    assert torch.equal(found["other"], ClipSimilarity()(experience.sampled, alone))
+    assert torch.equal(found["contrastive"], Contrastive()(experience.sampled, alone))
+    assert not torch.allclose(found["mine"], found["other"])
+    # The pool of the other one holds human captions, of which it has no store; nobody asked the first for them.
+    assert mine.embedded == [experience.sampled.captions]
+    assert other.embedded == [experience.sampled.captions, experience.ground_truth.captions]
+    assert store.read == []
+
+
+def test_a_clip_that_no_reward_reads_sees_nothing():
+    other = FakeClip()
+    experience = make_experience(
+        clips={None: make_sight(), "other": make_sight(other)}, rewards={"clip": ClipSimilarity()}
+    )
+    _ = experience.sampled_reward
+    assert other.embedded == []
+
+
+def test_a_step_is_forgotten_as_soon_as_nobody_holds_it():
+    """Its graph is most of a GPU's memory: it must not wait for Python to look for circles."""
+    experience = make_experience(rewards={"both": Contrastive()})
+    _ = experience.sampled_reward
+    gone = weakref.ref(experience)
+    gc.disable()
+    try:
+        del experience
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_missing_reference_is_an_error():

@@ -13,11 +13,12 @@ import distcap
 FLOORS = (
     {"types", "functional", "ngrams", "corruptions"},
     {"models", "data"},
-    {"experience"},  # knows models by their protocols alone
+    {"view", "corpus"},
+    {"experience"},  # knows a corpus by its protocol alone
     {"rewards", "baselines", "objectives", "metrics", "health"},
     {"stages", "callbacks", "report", "export"},
     # Commands: they know each other, and import late what is heavy.
-    {"cli", "lightning_cli", "steps", "demo", "ablation"},
+    {"cli", "lightning_cli", "steps", "demo", "ablation", "records"},
 )
 FOUNDATION = "types"
 """Known to all, its neighbours too."""

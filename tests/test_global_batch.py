@@ -20,11 +20,12 @@ from torch import Tensor, distributed, multiprocessing
 from words import WIDTH, Data, Stage, make_batch
 
 from distcap.cli import configs_folder
-from distcap.experience import Experience, Source, alone
+from distcap.experience import Experience, alone
 from distcap.models import Discriminator, Neighbours
 from distcap.rewards import Contrastive
 from distcap.stages import RL
 from distcap.types import Batch
+from distcap.view import Source
 
 HALF = 4
 """Images of each process; those of the whole batch are 0 to 7."""
@@ -179,7 +180,7 @@ def test_neighbours_of_both_halves_are_in_question(folder: Path) -> None:
         strategy=SimpleNamespace(root_device=torch.device("cpu"), broadcast=lambda table: table),
     )
     stage.setup("fit")
-    neighbours: Neighbours = stage._neighbours
+    neighbours: Neighbours = stage._sights[None].mined
     first, second = (set(neighbours.of(range(half, half + HALF), *span).flatten().tolist()) for half in (0, HALF))
     assert (first & second) - set(range(2 * HALF))
     assert first & set(range(HALF, 2 * HALF)) or second & set(range(HALF))

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from fakes import FakeStore, embed, make_experience
+from fakes import FakeClip, FakeStore, embed, make_experience
 from safetensors.torch import load_file
 
-from distcap.models import Discriminator, FrozenClip
+from distcap.models import Discriminator, FrozenClip, Sight
 from distcap.rewards import DiscriminatorReward
 from distcap.stages import TrainGrammar
 from distcap.types import Batch, UserError
@@ -85,7 +85,7 @@ def test_all_human_captions_of_a_batch_are_told_from_one_corruption_of_each() ->
 def test_the_reward_of_a_grammar_head_is_the_probability_of_an_intact_caption(tmp_path: Path) -> None:
     Discriminator(4, hidden=(8,), images=False).save(tmp_path / "discriminator")
     reward = DiscriminatorReward(str(tmp_path), learning=False)
-    experience = make_experience(image_embeddings=None)  # it needs none
+    experience = make_experience(clips={None: Sight(FakeClip(), images=None)})  # it needs none
     with torch.no_grad():
         found = reward(experience.ground_truth, experience)
         logits = Discriminator.load(str(tmp_path))(None, embed(*experience.ground_truth.captions))

@@ -18,7 +18,7 @@ from words import SEEN, TRUTH, WIDTH, WORDS, Clip, Data, Policy, Stage, make_bat
 from distcap import baselines, objectives, rewards
 from distcap.baselines import Baseline, Greedy, LeaveOneOut, Zero
 from distcap.experience import Experience
-from distcap.models import Discriminator, Neighbours, Sampler
+from distcap.models import Discriminator, Neighbours, Sampler, Sight
 from distcap.objectives import (
     ClippedPolicyGradient,
     KLToReference,
@@ -114,11 +114,6 @@ SAMPLES = 3
 NEIGHBOURS = Neighbours.mine(SEEN, list(TRUTH), 5)
 
 
-def look_up(image_ids: Sequence[int], first: int, last: int) -> tuple[Tensor, Tensor]:
-    ids = NEIGHBOURS.of(image_ids, first, last)
-    return ids, SEEN[ids]
-
-
 def make_reward(kind: type[Reward], weight: float = 1.0) -> Reward:
     """Prepared, and in double precision as all else."""
     reward = REWARDS[kind](weight=weight)
@@ -136,10 +131,8 @@ def make_experience(
         sampler=None,
         greedy=None,
         rewards={name(kind): make_reward(kind) for kind in kinds},
-        clip=Clip(),
-        image_embeddings=SEEN[list(image_ids)],
+        clips={None: Sight(Clip(), SEEN, mined=NEIGHBOURS)},  # type: ignore[arg-type]
         reference=Policy(seed=1).double(),
-        neighbours=look_up,
         **kwargs,
     )
     for source, count in (("sampled", SAMPLES), ("greedy", 1), ("ground_truth", 1)):

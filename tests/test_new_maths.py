@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import FakeCaptioner, FakeStore, embed, make_batch, make_experience
+from fakes import SHOWN, FakeCaptioner, FakeStore, Pictures, embed, make_batch, make_experience, make_sight
 from lightning import Trainer
 from torch import Tensor
 from words import Data, Stage, make_rollout
@@ -176,19 +176,26 @@ def test_the_gradient_of_preference_is_that_of_finite_differences() -> None:
 # Rewards.
 
 
-def near(*captions: str) -> Any:
-    """The same look-alikes for every image, numbered from 30."""
+class Mined:
+    """Image id -> the ids of its look-alikes, nearest first."""
 
-    def look_up(image_ids: Sequence[int], first: int, last: int) -> tuple[Tensor, Tensor]:
-        ids = torch.arange(30 + first - 1, 30 + last).expand(len(image_ids), -1)
-        return ids, embed(*captions)[first - 1 : last].expand(len(image_ids), -1, -1)
+    def __init__(self, table: dict[int, list[int]]) -> None:
+        self.table = table
 
-    return look_up
+    def of(self, image_ids: Sequence[int], first: int, last: int) -> Tensor:
+        return torch.tensor([self.table[image_id][first - 1 : last] for image_id in image_ids])
+
+
+def with_look_alikes(table: dict[int, list[int]], seen: dict[int, str], batch: Batch | None = None) -> Experience:
+    """An experience of images whose look-alikes are known."""
+    images = Pictures(embed(*seen.values()), list(seen))
+    return make_experience(batch, clips={None: make_sight(images=images, mined=Mined(table))})
 
 
 def test_group_similarity_is_that_beyond_the_mean_similarity_to_the_look_alikes() -> None:
     # Images: red dog, blue dog, red cat, blue cat. Look-alikes: "red cat" and "red", of which the first is at rank 1.
-    experience = make_experience(neighbours=near("red cat", "red"))
+    seen = {**dict(enumerate(SHOWN, 10)), 30: "red cat", 31: "red"}
+    experience = with_look_alikes({image_id: [30, 31] for image_id in range(10, 14)}, seen)
     rollout = say(experience, "red dog", "dog", "red", "blue cat")
     found = GroupSimilarity(group=(1, 2))(rollout, experience)
     assert found.tolist() == pytest.approx([1 - (0.5 + ROOT) / 2, ROOT - 0, ROOT - (ROOT + 1) / 2, 1 - (0.5 + 0) / 2])
@@ -231,7 +238,7 @@ def test_ref_clip_s_of_no_similarity_is_zero_and_finite() -> None:
 
 def test_ref_clip_s_reads_human_captions_from_the_store() -> None:
     store = FakeStore()
-    experience = make_experience(caption_store=store)
+    experience = make_experience(clips={None: make_sight(captions=store)})
     rollout = say(experience, "red", "dog", "cat", "blue cat")
     torch.testing.assert_close(RefClipS()(rollout, experience), RefClipS()(rollout, make_experience()))
     assert store.read == [["red dog", "blue dog", "red cat", "blue cat"]]
@@ -242,13 +249,7 @@ def test_ref_clip_s_reads_human_captions_from_the_store() -> None:
 
 def with_neighbours(ids: list[list[int]], seen: dict[int, str]) -> Experience:
     """Images 10, "red", and 11, "dog", and their neighbours."""
-
-    def look_up(image_ids: Sequence[int], first: int, last: int) -> tuple[Tensor, Tensor]:
-        found = torch.tensor(ids)[[image_id - 10 for image_id in image_ids], first - 1 : last]
-        return found, embed(*(seen[i] for i in found.flatten().tolist())).unflatten(0, found.shape)
-
-    images = embed("red", "dog")
-    return make_experience(make_batch(0, 2), image_embeddings=images, neighbours=look_up)
+    return with_look_alikes(dict(enumerate(ids, 10)), seen, make_batch(0, 2))
 
 
 SEEN = {10: "red", 11: "dog", 30: "red cat", 31: "cat"}
@@ -273,7 +274,7 @@ def test_neighbours_compete_for_the_caption() -> None:
 )
 def test_an_image_competes_once_however_many_know_it(ids: list[list[int]]) -> None:
     experience = with_neighbours(ids, SEEN)
-    pool = experience.pool(("sampled",), (1, 2))
+    pool = experience.view().pool(("sampled",), (1, 2))
     shown = embed("red", "dog", "red cat", "cat")
     assert len(pool.images) == 4
     assert torch.equal(pool.images[:2], shown[:2])

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 import words
+from fakes import make_sight
 from torch import nn
 
 from distcap.baselines import Zero
+from distcap.models import Neighbours
 from distcap.objectives import PolicyGradient
-from distcap.rewards import Reward
+from distcap.rewards import ClipSimilarity, GroupSimilarity, Reward
 from distcap.stages.base import Stage
 from distcap.types import UserError
 
@@ -82,12 +84,46 @@ class Wanting(Reward):
 
 def test_look_alikes_without_a_clip_to_find_them_are_one_error() -> None:
     stage = words.Stage({"wanting": Wanting()}, Zero(), {"policy_gradient": PolicyGradient()})
-    stage.clip = None
+    stage._sights = {}
     with pytest.raises(UserError, match=r"look-alikes are mined with a CLIP.*model\.clip"):
         stage._mine(words.Data())
 
 
 def test_without_rewards_nothing_is_mined() -> None:
     stage = words.Stage({}, Zero(), {"policy_gradient": PolicyGradient()})
+    stage._sights = {None: make_sight()}
     stage._mine(words.Data())
-    assert not hasattr(stage, "_neighbours")
+    assert stage._sights[None].mined is None
+
+
+def test_a_reward_that_names_a_clip_which_the_stage_does_not_have_is_one_error() -> None:
+    named = {"similarity": ClipSimilarity(clip="siglip")}
+    with pytest.raises(UserError, match=r"similarity reads the CLIP 'siglip', but model.clips has \['other'\]"):
+        words.Stage(named, Zero(), {"policy_gradient": PolicyGradient()}, clips={"other": words.Clip()})
+
+
+def test_each_clip_finds_its_own_look_alikes_and_only_those_asked_for() -> None:
+    class OtherSight(words.Clip):
+        """Sees of an image the next one."""
+
+        def image_store(self, files: Any, folder: Any) -> words.Store:
+            return words.Store({i: words.SEEN[(i + 7) % len(words.SEEN)] for i in files})
+
+    rewards = {"near": GroupSimilarity(group=(1, 2), clip="other"), "plain": ClipSimilarity(clip="third")}
+    clips = {"other": OtherSight(), "third": words.Clip()}
+    stage = words.Stage(rewards, Zero(), {"policy_gradient": PolicyGradient()}, clips=clips)
+    stage._trainer = SimpleNamespace(  # type: ignore[assignment]
+        datamodule=words.Data(),
+        accumulate_grad_batches=1,
+        world_size=1,
+        global_rank=0,
+        strategy=SimpleNamespace(root_device=torch.device("cpu"), broadcast=lambda table: table),
+    )
+    stage.setup("fit")
+    found = {name: sight.mined for name, sight in stage._sights.items()}
+    assert found[None] is found["third"] is None
+    shifted = Neighbours.mine(words.SEEN.roll(-7, 0), list(words.TRUTH), 2)
+    assert torch.equal(found["other"].of([0, 5], 1, 2), shifted.of([0, 5], 1, 2))
+    experience = stage.experience(words.make_batch(range(4)))
+    ids, _ = experience.view("other").neighbours((1, 2))
+    assert torch.equal(ids, shifted.of(range(4), 1, 2))

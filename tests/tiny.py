@@ -1,6 +1,7 @@
 """Tiny networks and data sets: the real classes, too small to be good at anything."""
 
 import contextlib
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,16 @@ CONVOLUTIONAL = {
 DECODER = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
 
 
-def write_clip(folder: Path, seed: int = 0) -> Path:
+def write_clip(folder: Path, seed: int = 0, side: int = 32) -> Path:
     """An untrained CLIP in open_clip's format, where the clip stage would leave one in its run."""
     import open_clip
 
     torch.manual_seed(seed)
-    net = open_clip.model.CLIP(**CLIP_CONFIG["model_cfg"])
+    config = copy.deepcopy(CLIP_CONFIG)
+    config["model_cfg"]["vision_cfg"]["image_size"] = config["preprocess_cfg"]["size"] = side
+    net = open_clip.model.CLIP(**config["model_cfg"])
     (folder / "clip").mkdir(parents=True)
-    (folder / "clip" / "open_clip_config.json").write_text(json.dumps(CLIP_CONFIG))
+    (folder / "clip" / "open_clip_config.json").write_text(json.dumps(config))
     weights = {name: value.contiguous() for name, value in net.state_dict().items()}
     save_file(weights, folder / "clip" / "open_clip_model.safetensors")
     return folder
@@ -104,6 +107,17 @@ class Interrupt(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch == self.epoch:
+            raise RuntimeError("the power is gone")
+
+
+class InterruptStep(Callback):
+    """Something goes wrong when a step begins, within an epoch."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step == self.step:
             raise RuntimeError("the power is gone")
 
 

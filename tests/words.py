@@ -77,7 +77,7 @@ class Clip:
         return Store({image_id: SEEN[image_id] for image_id in files})
 
     def caption_store(self, captions: Sequence[str], folder: Path) -> Store:
-        return Store(dict(zip(captions, embed(captions), strict=True)))
+        return Store(dict(zip(captions, embed(captions), strict=True)) if captions else {})
 
 
 class Policy(Bigrams):

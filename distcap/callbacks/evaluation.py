@@ -11,7 +11,8 @@ from torch import Tensor
 
 from distcap.callbacks.dashboard import wandb_loggers
 from distcap.functional import ranks
-from distcap.metrics.ngram import split_scores
+from distcap.metrics.domains import domain_scores
+from distcap.metrics.ngram import split_scores, writing_scores
 from distcap.metrics.retrieval import RetrievalRecall
 from distcap.metrics.signature import signature
 from distcap.models import FrozenClip
@@ -23,13 +24,17 @@ log = logging.getLogger(__name__)
 class Evaluation(Callback):
     """Recall@k by the reward CLIP and by a held-out judge, n-gram metrics, and what was said of each image.
 
+    Of images without human captions: recall, and of the n-gram metrics those that compare with nobody.
+
     Logged as val/... and test/...; written to RUN/metrics.json and RUN/captions_SPLIT.json. The values of each image,
-    for intervals and paired tests, are in RUN/scores_SPLIT.json, and with them how all was computed.
+    for intervals and paired tests, are in RUN/scores_SPLIT.json, and with them how all was computed. Where images belong
+    to domains, as those of nocaps do, each domain has its metrics, too, such as test/in_domain/cider.
 
     Args:
         clip: the CLIP of the reward.
-        judge: another CLIP, which no reward has seen: the gap between the two, logged as judge_gap, tells hacking from
-            describing.
+        judge: another CLIP, which no reward has seen: its metrics are judge_..., and the gap between the two, logged as
+            judge_gap, tells hacking from describing. Or several by name: their metrics are NAME_..., and NAME_gap. The
+            report goes by the one that is called judge. Ranks and look-alikes of the captions' table are the last's.
         java: METEOR and SPICE at test time, where Java is installed.
         missing_clip: what to do if a CLIP cannot be loaded: stop before training, or say so and measure no recall.
     """
@@ -37,17 +42,20 @@ class Evaluation(Callback):
     def __init__(
         self,
         clip: FrozenClip,
-        judge: FrozenClip | None = None,
+        judge: FrozenClip | dict[str, FrozenClip] | None = None,
         java: bool = True,
         missing_clip: Literal["raise", "skip"] = "raise",
     ) -> None:
-        self.clips = {"": clip, **({"judge_": judge} if judge else {})}
+        judges = judge if isinstance(judge, dict) else {"judge": judge} if judge else {}
+        self.clips = {"": clip, **{f"{name}_": one for name, one in judges.items()}}
         self.java = java
         self.missing_clip = missing_clip
         self._captions: dict[int, str] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the CLIPs now rather than find one missing after an epoch."""
+        if stage == "predict":  # evaluates nothing
+            return
         for prefix, clip in list(self.clips.items()):
             try:
                 clip.to(trainer.strategy.root_device)
@@ -79,7 +87,8 @@ class Evaluation(Callback):
     def _evaluate(self, trainer: Trainer, stage: LightningModule, split: str) -> None:
         captions = dict(sorted(_gather(self._captions, trainer.world_size).items()))
         data = trainer.datamodule  # type: ignore[attr-defined]
-        files = {e.image_id: data.path(e) for e in data.entries(split) if e.image_id in captions}
+        entries = [entry for entry in data.entries(split) if entry.image_id in captions]
+        files = {entry.image_id: data.path(entry) for entry in entries}
         references = {image: row for image, row in data.references(split).items() if image in captions}
         scores: dict[str, float] = {}
         each: dict[str, list[Any]] = {}
@@ -99,13 +108,18 @@ class Evaluation(Callback):
                 each[f"{prefix}{name}"] = hits.tolist()
             scores[f"{prefix}truncated"] = float(clip.truncated - before)
             similarity = metric.similarity()
-        if self.clips.keys() == {"", "judge_"}:
-            scores["judge_gap"] = scores["t2i_recall@1"] - scores["judge_t2i_recall@1"]
+        if "" in self.clips:
+            for judge in filter(None, self.clips):
+                scores[f"{judge}gap"] = scores["t2i_recall@1"] - scores[f"{judge}t2i_recall@1"]
         java = self.java and split == "test" and trainer.is_global_zero
-        text_scores, text_each = split_scores(captions, references, java)
+        human = any(references.values())
+        text_scores, text_each = split_scores(captions, references, java) if human else writing_scores(captions)
         scores |= text_scores
         each |= text_each
-        shared = {name: value for name, value in scores.items() if name not in ("meteor", "spice")}
+        domains = {entry.image_id: entry.domain for entry in entries if human and entry.domain is not None}
+        in_java = {"meteor", "spice"} & text_scores.keys()
+        scores |= domain_scores(captions, references, each, domains, bool(in_java))
+        shared = {name: value for name, value in scores.items() if not name.endswith(("meteor", "spice"))}
         stage.log_dict({f"{split}/{name}": value for name, value in shared.items()}, rank_zero_only=True)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(trainer.default_root_dir)
@@ -172,6 +186,6 @@ def _log_table(trainer: Trainer, split: str, rows: list[dict[str, Any]]) -> None
     for logger in wandb_loggers(trainer):
         import wandb
 
-        data = [[wandb.Image(r["file"]), r["ground_truth"][0], r["caption"], r["rank"]] for r in rows]
+        data = [[wandb.Image(r["file"]), next(iter(r["ground_truth"]), ""), r["caption"], r["rank"]] for r in rows]
         columns = ["image", "ground truth", "caption", "rank"]
         logger.log_table(f"{split}/captions", columns, data, step=trainer.global_step)

@@ -10,7 +10,10 @@ from distcap.types import UserError
 
 
 class Predictions(Callback):
-    """Writes RUN/predictions.json: rows of image_id, file and caption, as COCO's results format has them."""
+    """Writes RUN/predictions.json: rows of image_id, file and caption, as COCO's results format has them.
+
+    They are in the order of the data module's images.
+    """
 
     def __init__(self) -> None:
         self._captions: dict[int, str] = {}
@@ -26,8 +29,9 @@ class Predictions(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         files = {entry.image_id: data.path(entry) for entry in data.entries("predict")}
         rows = [
-            {"image_id": image, "file": str(files[image]), "caption": caption}
-            for image, caption in sorted(self._captions.items())
+            {"image_id": image, "file": str(file), "caption": self._captions[image]}
+            for image, file in files.items()
+            if image in self._captions
         ]
         # Each process captions its share of the images.
         name = "predictions.json" if trainer.world_size == 1 else f"predictions-{trainer.global_rank}.json"

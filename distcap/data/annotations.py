@@ -28,12 +28,17 @@ class Entry:
     """Ground truth, in the file's order, white space normalised; empty where an image is only to be captioned."""
     split: str
     """train, val, test or predict."""
+    domain: str | None = None
+    """The part of the split that it belongs to, where the data set tells: nocaps has in-, near- and out-domain."""
+    at: str = ""
+    """The file and the line that tell of the image, where that says more than its id."""
 
 
 def read_karpathy(path: str | Path, restval: Restval = "train") -> list[Entry]:
     """The entries of a Karpathy split file, such as `dataset_coco.json`, in the file's order.
 
-        {"images": [{"cocoid" or "imgid", "filepath" (optional), "filename", "split", "sentences": [{"raw"}]}]}
+        {"images": [{"cocoid" or "imgid", "filepath" (optional), "filename", "split", "sentences": [{"raw"}],
+                     "domain" (optional)}]}
 
     Args:
         path: The JSON file.
@@ -50,21 +55,22 @@ def read_karpathy(path: str | Path, restval: Restval = "train") -> list[Entry]:
             f"name the split, as in annotations: {{train: {path}}}"
         )
     entries = []
-    for position, image in enumerate(_field(document, "images", list, path)):
+    for position, image in enumerate(field(document, "images", list, path)):
         at = f"{path}, image number {position}"
-        image_id = _field(image, "cocoid" if isinstance(image, dict) and "cocoid" in image else "imgid", int, at)
+        image_id = field(image, "cocoid" if isinstance(image, dict) and "cocoid" in image else "imgid", int, at)
         at = f"{path}, image id {image_id}"
-        split = _field(image, "split", str, at)
+        split = field(image, "split", str, at)
         if split == "restval" and restval == "drop":
             continue
-        folder = _field(image, "filepath", str, at) if "filepath" in image else ""
-        captions = [_field(sentence, "raw", str, at) for sentence in _field(image, "sentences", list, at)]
+        folder = field(image, "filepath", str, at) if "filepath" in image else ""
+        captions = [field(sentence, "raw", str, at) for sentence in field(image, "sentences", list, at)]
         entries.append(
             Entry(
                 image_id,
-                _relative(Path(folder, _field(image, "filename", str, at)), at),
-                _texts(captions, at),
+                relative(Path(folder, field(image, "filename", str, at)), at),
+                texts(captions, at),
                 "train" if split == "restval" else split,
+                _domain(image, at),
             )
         )
     _require_unique_ids(entries, path)
@@ -74,7 +80,7 @@ def read_karpathy(path: str | Path, restval: Restval = "train") -> list[Entry]:
 def read_coco(path: str | Path, split: str) -> list[Entry]:
     """The entries of an official COCO captions file, such as `captions_train2017.json`, in the file's order.
 
-        {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
+        {"images": [{"id", "file_name", "domain" (optional)}], "annotations": [{"image_id", "caption"}]}
 
     A file without "annotations", such as `image_info_test2014.json`, holds images that are only to be captioned.
 
@@ -87,28 +93,41 @@ def read_coco(path: str | Path, split: str) -> list[Entry]:
     """
     document = _load(path)
     images = []
-    for position, image in enumerate(_field(document, "images", list, path)):
+    for position, image in enumerate(field(document, "images", list, path)):
         if isinstance(image, dict) and "sentences" in image:
             raise UserError(f"{path} is a Karpathy split file, which holds every split: give it as annotations: {path}")
-        image_id = _field(image, "id", int, f"{path}, image number {position}")
+        image_id = field(image, "id", int, f"{path}, image number {position}")
         at = f"{path}, image id {image_id}"
-        images.append((image_id, _relative(Path(_field(image, "file_name", str, at)), at)))
+        images.append((image_id, relative(Path(field(image, "file_name", str, at)), at), _domain(image, at)))
 
-    captions: dict[int, list[str]] = {image_id: [] for image_id, _ in images}
-    annotations = _field(document, "annotations", list, path) if "annotations" in document else []
+    captions: dict[int, list[str]] = {image_id: [] for image_id, _, _ in images}
+    annotations = field(document, "annotations", list, path) if "annotations" in document else []
     for position, annotation in enumerate(annotations):
         at = f"{path}, annotation number {position}"
-        image_id = _field(annotation, "image_id", int, at)
+        image_id = field(annotation, "image_id", int, at)
         if image_id not in captions:
             raise UserError(f'{at}: its image id {image_id} is not among "images"; remove it or add the image')
-        captions[image_id].append(_field(annotation, "caption", str, at))
+        captions[image_id].append(field(annotation, "caption", str, at))
 
     entries = [
-        Entry(image_id, file, _texts(captions[image_id], f"{path}, image id {image_id}"), split)
-        for image_id, file in images
+        Entry(image_id, file, texts(captions[image_id], f"{path}, image id {image_id}"), split, domain)
+        for image_id, file, domain in images
     ]
     _require_unique_ids(entries, path)
     return entries
+
+
+def read_addresses(path: str | Path) -> dict[Path, str]:
+    """File name -> where the image is to be had, of an official COCO captions file whose images have a "coco_url".
+
+    Raises:
+        UserError: The file cannot be read, or an image has no address.
+    """
+    addresses = {}
+    for position, image in enumerate(field(_load(path), "images", list, path)):
+        at = f"{path}, image number {position}"
+        addresses[relative(Path(field(image, "file_name", str, at)), at)] = field(image, "coco_url", str, at)
+    return addresses
 
 
 def _load(path: str | Path) -> dict[str, Any]:
@@ -128,7 +147,7 @@ def _load(path: str | Path) -> dict[str, Any]:
     return document
 
 
-def _field(record: Any, key: str, kind: type[Kind], at: str | Path) -> Kind:
+def field(record: Any, key: str, kind: type[Kind], at: str | Path) -> Kind:
     """record[key], certainly of that kind; `at` says where in the file it stands."""
     if not isinstance(record, dict):
         raise UserError(f'{at}: expected a JSON object with "{key}", found a {type(record).__name__}')
@@ -142,15 +161,21 @@ def _field(record: Any, key: str, kind: type[Kind], at: str | Path) -> Kind:
     return value
 
 
-def _texts(texts: list[Any], at: str) -> tuple[str, ...]:
+def _domain(image: Any, at: str) -> str | None:
+    return field(image, "domain", str, at) if "domain" in image else None
+
+
+def texts(found: list[Any], at: str) -> tuple[str, ...]:
     """Texts with their white space normalised (some of COCO's contain line breaks), without the empty ones."""
-    for text in texts:
+    for text in found:
         if not isinstance(text, str):
             raise UserError(f"{at}: a caption should be a string, found {str(text)[:40]!r}")
-    return tuple(" ".join(text.split()) for text in texts if text.strip())
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError(f"{at}: half a character in the caption {text[:40]!r}; write it anew")
+    return tuple(" ".join(text.split()) for text in found if text.strip())
 
 
-def _relative(file: Path, at: str) -> Path:
+def relative(file: Path, at: str) -> Path:
     """The same path, certainly inside whatever folder it is joined to."""
     if file.is_absolute() or file.drive or ".." in file.parts or not file.parts or "\0" in str(file):
         raise UserError(

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +21,23 @@ OnError = Literal["raise", "skip"]
 REMEDY = "replace the file, or leave such images out with --data.on_error skip"
 
 
-def decode(path: str | Path, size: int) -> Tensor:
+Collated = tuple[Batch | None, dict[int, str]]
+"""The batch of what could be read, and by image id the message about what could not."""
+
+
+def decode(path: str | Path, size: int, data: bytes | None = None) -> Tensor:
     """(3, size, size) uint8 RGB of an image file: upright, squashed to a square, antialiased, on white if transparent.
+
+    Args:
+        path: The file.
+        size: Height and width.
+        data: What is in it, if it was read already.
 
     Raises:
         UserError: The file cannot be read as an image.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path if data is None else BytesIO(data)) as file:
             image = ImageOps.exif_transpose(file)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
@@ -38,6 +48,21 @@ def decode(path: str | Path, size: int) -> Tensor:
     except Exception as error:  # Pillow's decoders raise nearly anything on corrupt bytes
         raise UserError(f"cannot read the image {path} ({type(error).__name__}: {error})".replace("\n", " ")) from error
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def unreadable(paths: Sequence[Path], title: str) -> set[Path]:
+    """Those of the files that `decode` cannot read; with a progress bar if it takes long."""
+
+    def fails(path: Path) -> bool:
+        try:
+            decode(path, 1)
+        except UserError:
+            return True
+        return False
+
+    with ThreadPoolExecutor() as pool:
+        bad = tqdm(pool.map(fails, paths), title, total=len(paths), unit="image", delay=2, leave=False)
+        return {path for path, failed in zip(paths, bad, strict=True) if failed}
 
 
 class ImageDataset(Dataset):
@@ -76,8 +101,8 @@ class ImageDataset(Dataset):
                 self._memory = list(tqdm(pixels, description, total=len(self), unit="image", leave=False))
 
 
-def collate(items: list[tuple[Entry, Tensor | str]]) -> tuple[Batch | None, dict[int, str]]:
-    """The batch of what could be read, and by image id the message about what could not."""
+def collate(items: list[tuple[Entry, Tensor | str]]) -> Collated:
+    """A batch of entries with their pixels, or the message why there are none."""
     errors = {entry.image_id: pixels for entry, pixels in items if isinstance(pixels, str)}
     good = [(entry, pixels) for entry, pixels in items if isinstance(pixels, Tensor)]
     if not good:

@@ -37,26 +37,39 @@ def split_scores(
     vocabulary and distinct-n, has no value of a caption.
     """
     _check(captions, references)
+    written, written_each = writing_scores(captions)
     texts = list(captions.values())
     tokenized = Texts.of(captions, references)
     each: dict[str, list[Any]] = {
         "bleu_counts": _bleu_counts(tokenized),
         "rouge_l": _rouge_l(tokenized),
         "cider": CiderD(references)(texts, list(captions)).tolist(),
-        "length": [len(tokenize(text)) for text in texts],
-        "repetition": [repetition([text]) for text in texts],
-        "bad_endings": [float(bad_ending(text)) for text in texts],
+        **written_each,
     }
     in_java = java_scores(tokenized) if java else {}
     scores = {f"bleu@{n}": float(score) for n, score in enumerate(bleu(np.sum(each["bleu_counts"], axis=0)), start=1)}
     scores |= {name: fmean(each[name]) for name in ("rouge_l", "cider")}
     scores |= {name: score.corpus for name, score in in_java.items()}
-    scores["length"] = fmean(each["length"])
-    scores["distinct@1"] = distinct(texts, 1)
-    scores["distinct@2"] = distinct(texts, 2)
-    scores["vocabulary"] = float(len({token for text in texts for token in tokenize(text)}))
-    scores |= {name: fmean(each[name]) for name in ("repetition", "bad_endings")}
-    return scores, each | {name: score.each for name, score in in_java.items()}
+    return scores | written, each | {name: score.each for name, score in in_java.items()}
+
+
+def writing_scores(captions: Mapping[int, str]) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Those of `split_scores` that compare with nobody: length, distinct-n, vocabulary, repetition, bad endings."""
+    texts = list(captions.values())
+    each: dict[str, list[float]] = {
+        "length": [len(tokenize(text)) for text in texts],
+        "repetition": [repetition([text]) for text in texts],
+        "bad_endings": [float(bad_ending(text)) for text in texts],
+    }
+    scores = {
+        "length": fmean(each["length"]),
+        "distinct@1": distinct(texts, 1),
+        "distinct@2": distinct(texts, 2),
+        "vocabulary": float(len({token for text in texts for token in tokenize(text)})),
+        "repetition": fmean(each["repetition"]),
+        "bad_endings": fmean(each["bad_endings"]),
+    }
+    return scores, each
 
 
 def bleu(counts: np.ndarray) -> np.ndarray:

@@ -1,30 +1,47 @@
 """A frozen dual encoder: the judge of what a caption says of an image."""
 
-import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import string
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distcap.models.embeddings import EmbeddingStore
+from distcap.models.weights import load_open_clip, source_of
 from distcap.types import UserError
+
+PROBE = (string.printable, "It's 2 cafés; a Dog's <porch>!", "one dog more " * 200)
+"""What tokenizers of one vocabulary read differently: case, punctuation, accents, and more words than fit."""
+
+
+class Picture(Protocol):
+    """An image file, as a Path is one, or part of a larger file."""
+
+    def open(self, mode: Literal["rb"]) -> Any: ...
+    def stat(self) -> Any: ...
 
 
 class FrozenClip:
     """An open_clip model with its own preprocessing, without gradients.
 
     Not an nn.Module: it is no part of what is trained, so neither checkpoints nor distributed wrappers should see it.
-    Two instances of one model share its weights.
+    Two instances of one model share its weights. Embeddings are computed in the weights' own precision, mixed precision
+    around them or not: those of a step must be those that were stored.
+
+    Any model of open_clip's will do, each with its own preprocessing and tokenizer. A SigLIP's probability that image
+    and caption belong together is sigmoid(s / tau + b), with a learnt bias b (Zhai et al. 2023, arXiv 2303.15343). All
+    that is computed here are similarities s and the temperature, and neither needs b: it is the same for all pairs, so
+    that it moves no rank, and in the contrastive reward both s and the logarithm over the pool move by tau b.
 
     Args:
-        model: an open_clip model name, a run folder of the clip stage, or a folder with `open_clip_config.json`.
+        model: an open_clip model name, "hf-hub:" with a name on the Hugging Face hub, a run folder of the clip stage,
+            or a folder with `open_clip_config.json`.
         pretrained: for a model name, open_clip's tag, or a file of weights: a checkpoint of one's own, or one with
             OpenAI's parameter names, as PAC-S's `clip_ViT-B-32.pth` for the default model (Sarto et al. 2023, arXiv
             2303.12112; their score is 2 relu(similarity), with the prompt "A photo depicts ").
@@ -47,17 +64,25 @@ class FrozenClip:
     @property
     def net(self) -> Any:
         """The network; loaded when first asked for, so that naming a CLIP costs nothing."""
-        return _load(_source(self.model), self.pretrained)[0]
+        return load_open_clip(self.model, self.pretrained)[0]
 
     @property
     def preprocess(self) -> Any:
         """PIL image -> (3, H, W) as the network wants it."""
-        return _load(_source(self.model), self.pretrained)[1]
+        return load_open_clip(self.model, self.pretrained)[1]
 
     @property
     def tokenizer(self) -> Any:
         """Strings -> tokens."""
-        return _load(_source(self.model), self.pretrained)[2]
+        return load_open_clip(self.model, self.pretrained)[2]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What open_clip keeps in `open_clip_config.json`: model_cfg and preprocess_cfg."""
+        import open_clip
+
+        preprocess = open_clip.get_model_preprocess_cfg(self.net)
+        return {"model_cfg": open_clip.get_model_config(source_of(self.model)), "preprocess_cfg": preprocess}
 
     @property
     def device(self) -> torch.device:
@@ -74,29 +99,33 @@ class FrozenClip:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes whenever an embedding would: with the weights, the preprocessing or the prompt."""
+        """Changes whenever an embedding would: with weights, preprocessing, tokenizer or prompt."""
         digest = hashlib.sha256(f"{self.preprocess} {self.prompt}".encode())
+        digest.update(str(self.tokenizer(list(PROBE)).tolist()).encode())
+        digest.update(json.dumps(_vocabulary(self.tokenizer), sort_keys=True).encode())
         for name, value in sorted(self.net.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     @torch.no_grad()
-    def embed_images(self, files: Sequence[Path]) -> Tensor:
+    def embed_images(self, files: Sequence[Picture]) -> Tensor:
         """F files -> (F, D) normalised embeddings."""
         preprocess = self.preprocess  # loads the model, which is not for many threads to do at once
         with ThreadPoolExecutor() as pool:
             pixels = torch.stack(list(pool.map(lambda file: _open(file, preprocess), files)))
-        return self.net.encode_image(pixels.to(self.device), normalize=True).float()
+        with torch.autocast(self.device.type, enabled=False):
+            return self.net.encode_image(pixels.to(self.device), normalize=True).float()
 
     @torch.no_grad()
     def embed_captions(self, captions: Sequence[str]) -> Tensor:
         """N strings -> (N, D) normalised embeddings."""
         tokens = self._tokenize([self.prompt + caption for caption in captions]).to(self.device)
-        parts = [self.net.encode_text(part, normalize=True) for part in tokens.split(self.batch_size)]
+        with torch.autocast(self.device.type, enabled=False):
+            parts = [self.net.encode_text(part, normalize=True) for part in tokens.split(self.batch_size)]
         return torch.cat(parts).float()
 
-    def image_store(self, files: Mapping[int, Path], folder: Path) -> EmbeddingStore:
+    def image_store(self, files: Mapping[int, Picture], folder: Path) -> EmbeddingStore:
         """Embeddings of images, by image id; computed once for all runs. A changed file is seen again."""
         stats = {image_id: path.stat() for image_id, path in files.items()}
         versions = {str(i): f"{s.st_size}-{s.st_mtime_ns}" for i, s in stats.items()}
@@ -119,83 +148,34 @@ class FrozenClip:
         )
 
     def _tokenize(self, captions: Sequence[str]) -> Tensor:
-        """One column more than the context tells which captions are too long for it."""
-        length = self.net.context_length
-        tokens = self.tokenizer(list(captions), context_length=length + 1)
-        padding = self.tokenizer([""], context_length=length + 1)[0, -1]
-        too_long = tokens[:, -1] != padding
-        self.truncated += int(too_long.sum())
-        tokens[too_long, length - 1] = tokens[too_long, length]
-        return tokens[:, :length]
+        """(N, T) as the tokenizer itself cuts them. One that has more tokens where there is room for one was cut.
+
+        So whatever a tokenizer puts before and after the words, and on whichever side it pads.
+        """
+        tokens = self.tokenizer(list(captions))
+        length = tokens.shape[1]
+        padding = self.tokenizer([""])[0].mode().values
+        # A tokenizer may pad with its end token, or write padding over it: then a full row looks one short of it.
+        full = ((tokens != padding).sum(1) >= length - 1).nonzero().flatten()
+        if len(full):
+            roomier = self.tokenizer([captions[row] for row in full.tolist()], context_length=length + 1)
+            longer = (roomier != padding).sum(1) > (tokens[full] != padding).sum(1)
+            self.truncated += int(longer.sum())
+        return tokens
 
 
-def _open(path: Path, preprocess: Any) -> Tensor:
+def _vocabulary(tokenizer: Any) -> dict[str, int]:
+    """Token -> id, of either kind of tokenizer that open_clip has."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return tokenizer.encoder if isinstance(tokenizer, SimpleTokenizer) else tokenizer.tokenizer.get_vocab()
+
+
+def _open(path: Picture, preprocess: Any) -> Tensor:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             return preprocess(image.convert("RGB"))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable image ({error}); mend it or take it out of the data set") from error
-
-
-def _source(model: str) -> str:
-    for folder in (Path(model) / "clip", Path(model)):
-        if (folder / "open_clip_config.json").is_file():
-            return f"local-dir:{folder.resolve()}"
-    if Path(model).exists() or model.startswith(("runs/", ".", "/")):
-        raise UserError(
-            f"{model}: no CLIP there (no clip/open_clip_config.json); train it with `distcap fit --config clip.yaml`"
-        )
-    return model
-
-
-OTHER_FORMATS = {".safetensors", ".npz", ".npy"}
-"""Of files that are no pickles: open_clip's own affair."""
-ARCHIVED = {"input_resolution", "context_length", "vocab_size"}
-"""Numbers that OpenAI's archives keep among the weights; open_clip has them in its configs."""
-
-
-@contextlib.contextmanager
-def _weights(pretrained: str | None) -> Iterator[str | None]:
-    """What open_clip is to load: a tag as it is, and a file without what it would stumble over.
-
-    Raises:
-        ValueError: the file holds no named weights, or it holds code.
-    """
-    if pretrained is None or not Path(pretrained).is_file() or Path(pretrained).suffix in OTHER_FORMATS:
-        yield pretrained
-        return
-    try:
-        found = torch.load(pretrained, map_location="cpu", weights_only=True)
-    except (EOFError, UnpicklingError) as error:
-        raise ValueError("the file holds no weights, or code among them") from error
-    weights = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(weights, dict) or not weights:
-        raise ValueError(f"the file holds no named weights, but a {type(weights).__name__}")
-    if not ARCHIVED & weights.keys():
-        yield pretrained
-        return
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "weights.pt"
-        torch.save({name: value for name, value in weights.items() if name not in ARCHIVED}, file)
-        yield str(file)
-
-
-@lru_cache(maxsize=4)
-def _load(source: str, pretrained: str) -> tuple[Any, Any, Any]:
-    import open_clip
-
-    tag = None if source.startswith("local-dir:") else pretrained
-    if tag and ("/" in tag or Path(tag).suffix) and not Path(tag).is_file():
-        raise UserError(f"{tag}: no such file of weights for CLIP {source}; name one, or a tag of open_clip's")
-    try:
-        # Weights are drawn before they are read: chance must not depend on who was the first to load a CLIP.
-        with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(None), _weights(tag) as weights:
-            net, preprocess = open_clip.create_model_from_pretrained(source, pretrained=weights, weights_only=True)
-            tokenizer = open_clip.get_tokenizer(source)
-    except (RuntimeError, ValueError, OSError, UnpicklingError) as error:
-        line = " ".join(str(error).split())[:300]
-        raise UserError(f"CLIP {source} ({pretrained}) cannot be loaded: {line}") from error
-    assert isinstance(net, nn.Module)
-    return net.requires_grad_(False).eval(), preprocess, tokenizer

@@ -22,6 +22,12 @@ class Reward(nn.Module, ABC):
     neighbours: int = 0
     """The farthest mined neighbour of an image that the reward reads, the nearest being 1; 0 for none."""
 
+    clip: str | None = None
+    """Which of the stage's `clips` the reward reads; None for its `clip`, or for none at all."""
+
+    needs_captions: str = ""
+    """How to do without human captions of the images, for a reward that reads them; empty for one that does not."""
+
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         self.weight = weight

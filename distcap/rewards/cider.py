@@ -20,6 +20,8 @@ class Cider(Reward):
         weight: share in the total reward.
     """
 
+    needs_captions = "leave it out"
+
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__(weight)
         self._scorer: CiderD | None = None

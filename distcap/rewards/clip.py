@@ -14,14 +14,18 @@ class ClipSimilarity(Reward):
         weight: share in the total reward.
         scale: factor of the similarity.
         rectified: cut at zero.
+        clip: which of the stage's `clips` it reads; None for its `clip`.
     """
 
-    def __init__(self, weight: float = 1.0, scale: float = 1.0, rectified: bool = False) -> None:
+    def __init__(
+        self, weight: float = 1.0, scale: float = 1.0, rectified: bool = False, clip: str | None = None
+    ) -> None:
         super().__init__(weight)
         self.scale = scale
         self.rectified = rectified
+        self.clip = clip
 
     def forward(self, rollout: Rollout, experience: Experience) -> Tensor:
-        images = experience.image_embeddings[rollout.image_index]
-        similarity = (experience.caption_embeddings(rollout) * images).sum(-1)
+        view = experience.view(self.clip)
+        similarity = (view.caption_embeddings(rollout) * view.image_embeddings[rollout.image_index]).sum(-1)
         return self.scale * (similarity.relu() if self.rectified else similarity)

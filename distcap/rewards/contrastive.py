@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from distcap.experience import Experience, Source, Span
+from distcap.experience import Experience
 from distcap.functional import Direction, contrastive
 from distcap.rewards.base import Reward
 from distcap.types import Rollout
+from distcap.view import Source, Span
 
 
 class Contrastive(Reward):
@@ -24,6 +25,7 @@ class Contrastive(Reward):
             images (the released code: 4 and 5); None for none.
         tau: temperature; None for the CLIP's own.
         clamp: upper bound of each direction in units of tau, the released code's 16; None for none.
+        clip: which of the stage's `clips` it reads; None for its `clip`.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Contrastive(Reward):
         neighbours: Span | None = None,
         tau: float | None = None,
         clamp: float | None = None,
+        clip: str | None = None,
     ) -> None:
         super().__init__(weight)
         self.direction = direction
@@ -43,26 +46,27 @@ class Contrastive(Reward):
             *(("ground_truth",) if ground_truth else ()),
             *(("greedy",) if greedy else ()),
         )
+        self.needs_captions = "set its ground_truth to false" if ground_truth else ""
         self.span = neighbours
         self.neighbours = neighbours[1] if neighbours else 0
         self.tau = tau
         self.clamp = clamp
+        self.clip = clip
 
     def forward(self, rollout: Rollout, experience: Experience) -> Tensor:
-        pool = experience.pool(self.sources, self.span)
+        view = experience.view(self.clip)
+        pool = view.pool(self.sources, self.span)
         source = experience.source(rollout)
         own = torch.arange(len(rollout), device=rollout.image_index.device)
         nowhere = torch.full_like(own, -1)
-        if self.tau is None and experience.clip is None:
-            raise ValueError("the contrastive reward needs the stage's clip, or a tau of its own")
         return contrastive(
-            experience.caption_embeddings(rollout),
-            experience.image_embeddings[rollout.image_index],
+            view.caption_embeddings(rollout),
+            view.image_embeddings[rollout.image_index],
             pool.captions,
             pool.images,
             own + pool.offsets[source] if source in pool.offsets else nowhere,
             rollout.image_index + pool.image_offset,
-            tau=experience.clip.tau if self.tau is None else self.tau,  # type: ignore[union-attr]
+            tau=view.tau if self.tau is None else self.tau,
             direction=self.direction,
             clamp=self.clamp,
         )

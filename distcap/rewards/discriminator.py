@@ -1,6 +1,5 @@
 """A text discriminator's opinion, the regularisation that keeps captions human."""
 
-import torch
 from torch import Tensor
 
 from distcap.experience import Experience
@@ -16,17 +15,27 @@ class DiscriminatorReward(Reward):
     grammar reward of Cho et al. 2022 (arXiv 2205.13115). That one does not learn: its negatives are corrupted human
     captions, not samples.
 
+    It learns from the ground truth, or from the human captions of the stage's corpus if there is one.
+
     Args:
         init_from: run folder of the discriminator or the grammar stage.
         weight: share in the total reward.
         learning: go on training it against the policy, one update a step; the reward is read before the update.
         learning_rate: of that training (the released code's 7e-5).
+        clip: which of the stage's `clips` it reads, the one it was trained on; None for its `clip`.
 
     Raises:
         UserError: there is no discriminator in init_from, or it is a grammar head and should learn.
     """
 
-    def __init__(self, init_from: str, weight: float = 1.0, learning: bool = True, learning_rate: float = 7e-5) -> None:
+    def __init__(
+        self,
+        init_from: str,
+        weight: float = 1.0,
+        learning: bool = True,
+        learning_rate: float = 7e-5,
+        clip: str | None = None,
+    ) -> None:
         super().__init__(weight)
         self.discriminator = Discriminator.load(init_from)
         if learning and not self.discriminator.images:
@@ -36,16 +45,14 @@ class DiscriminatorReward(Reward):
             )
         self.learning_rate = learning_rate if learning else None
         self.discriminator.requires_grad_(learning)
+        self.clip = clip
 
     def forward(self, rollout: Rollout, experience: Experience) -> Tensor:
-        images = experience.image_embeddings[rollout.image_index] if self.discriminator.images else None
-        return self.discriminator(images, experience.caption_embeddings(rollout)).sigmoid()
+        view = experience.view(self.clip)
+        images = view.image_embeddings[rollout.image_index] if self.discriminator.images else None
+        return self.discriminator(images, view.caption_embeddings(rollout)).sigmoid()
 
     def loss(self, experience: Experience) -> Tensor | None:
         if self.learning_rate is None:
             return None
-        rollouts = experience.sampled, experience.ground_truth
-        images = torch.cat([experience.image_embeddings[rollout.image_index] for rollout in rollouts])
-        captions = torch.cat([experience.caption_embeddings(rollout) for rollout in rollouts])
-        human = torch.arange(len(images), device=images.device) >= len(rollouts[0])
-        return self.discriminator.loss(images, captions, human)
+        return self.discriminator.loss(*experience.human_or_sampled(self.clip))

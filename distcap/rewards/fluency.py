@@ -50,6 +50,7 @@ class Length(Penalty):
         if target is not None and target <= 0:
             raise UserError(f"target: {target} tokens leave no room for a caption; it must be more than 0, or null")
         self.target = target
+        self.needs_captions = "" if target else "set its target"
 
     def prepare(self, references: Mapping[int, Sequence[str]]) -> None:
         if self.target is None:

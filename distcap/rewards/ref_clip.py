@@ -17,17 +17,23 @@ class RefClipS(Reward):
     Args:
         weight: share in the total reward.
         scale: factor of both similarities.
+        clip: which of the stage's `clips` it reads; None for its `clip`.
     """
 
-    def __init__(self, weight: float = 1.0, scale: float = 2.5) -> None:
+    needs_captions = "take ClipSimilarity"
+
+    def __init__(self, weight: float = 1.0, scale: float = 2.5, clip: str | None = None) -> None:
         super().__init__(weight)
         self.scale = scale
+        self.clip = clip
 
     def forward(self, rollout: Rollout, experience: Experience) -> Tensor:
-        captions = experience.caption_embeddings(rollout)
-        image = (captions * experience.image_embeddings[rollout.image_index]).sum(-1).relu()
-        truth, rows = experience.reference_embeddings()
-        similarity = captions @ truth.T
+        view = experience.view(self.clip)
+        captions = view.caption_embeddings(rollout)
+        image = (captions * view.image_embeddings[rollout.image_index]).sum(-1).relu()
+        truth, rows = view.reference_embeddings()
+        with torch.autocast(captions.device.type, enabled=False):  # in the embeddings' own precision
+            similarity = captions @ truth.T
         own = rows[None, :] == rollout.image_index[:, None]
         text = similarity.masked_fill(~own, -1).amax(1).relu()
         # Of two zeros the harmonic mean is zero.

@@ -1,8 +1,9 @@
 """What the stages of training share."""
 
+import hashlib
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from distcap.data import ImageData
 from distcap.models import Captioner, Sampler
 from distcap.types import Batch, UserError
 
@@ -19,6 +21,15 @@ def draw_from(*key: object) -> None:
     draw = random.Random(" ".join(map(str, (os.environ.get("PL_GLOBAL_SEED", "0"), *key))))
     random.seed(draw.getrandbits(63))
     torch.manual_seed(draw.getrandbits(63))
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Of each tensor its name, shape and up to sixty-four values: enough to tell two trainings apart, at no cost."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        some = value.flatten()[:: max(1, value.numel() // 64)]
+        digest.update(f"{name} {tuple(value.shape)} {some.tolist()}".encode())
+    return digest.hexdigest()[:16]
 
 
 class Stage(LightningModule):
@@ -35,6 +46,9 @@ class Stage(LightningModule):
         clip_gradient: largest norm of each parameter group's gradient; 0 for any.
     """
 
+    corpus: ImageData | None = None
+    """Another data set, for a stage that reads its human captions."""
+
     def __init__(
         self,
         learning_rate: float,
@@ -49,6 +63,11 @@ class Stage(LightningModule):
         self.warmup_steps = warmup_steps
         self.schedule = schedule
         self.clip_gradient = clip_gradient
+
+    def prepare_data(self) -> None:
+        """Lightning sees to the stage's own data module."""
+        if self.corpus is not None:
+            self.corpus.prepare_data()
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
         """Of the optimizer; each is clipped by its own norm, so that none slows another down."""
@@ -86,6 +105,20 @@ class Stage(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return {entry.image_id: data.path(entry) for entry in data.entries(split)}
 
+    def truth(self, split: str, reader: str) -> dict[int, list[str]]:
+        """Image id -> human captions, of a split of the data module.
+
+        Raises:
+            UserError: there are none, and the reader, as it says of itself, needs some.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        references = data.references(split)
+        if not any(references.values()):
+            raise UserError(
+                f"{reader}, and {data.name} has no human captions of its {split} images; {data.captions_hint}"
+            )
+        return references
+
     def log_train(self, values: dict[str, Tensor | float]) -> None:
         self.log_dict(values, on_step=True, on_epoch=False)
 
@@ -106,9 +139,28 @@ class CaptionerStage(Stage):
     def setup(self, stage: str) -> None:
         self._untrained = stage != "fit" and not self.captioner.trained
         self.captioner.prepare(self._truth())
+        self._fingerprint = fingerprint(self._frozen())  # before anything changes their device or precision
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of the captioner only what is trained, and a fingerprint of the rest, which `init_from` gives again."""
+        frozen = self._frozen()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+        checkpoint["frozen"] = self._fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._untrained = False
+        if checkpoint.get("frozen", self._fingerprint) != self._fingerprint:
+            raise UserError(
+                "the checkpoint's captioner has other frozen weights than model.captioner.init_from gives now; name "
+                "the same one, with the same freeze_encoder and lora"
+            )
+        # Loading stays strict: what is trained must be there, all of it.
+        checkpoint["state_dict"] = {**self._frozen(), **checkpoint["state_dict"]}
+
+    def _frozen(self) -> dict[str, Tensor]:
+        """The captioner's frozen weights, by their names in a checkpoint."""
+        parameters = self.captioner.named_parameters("captioner", remove_duplicate=False)
+        return {name: parameter.data for name, parameter in parameters if not parameter.requires_grad}
 
     def on_validation_start(self) -> None:
         if self._untrained:
@@ -122,7 +174,8 @@ class CaptionerStage(Stage):
 
     def _truth(self) -> Iterator[str]:
         """The training captions, read only if the captioner asks for them."""
-        for captions in self.trainer.datamodule.references("train").values():  # type: ignore[attr-defined]
+        reader = "an untrained captioner, without --model.captioner.init_from, takes its words from human captions"
+        for captions in self.truth("train", reader).values():
             yield from captions
 
     @torch.no_grad()

@@ -57,6 +57,10 @@ class Clip(Stage):
         self.tokenizer = open_clip.SimpleTokenizer(context_length=self.net.context_length)
         self.objective = open_clip.ClipLoss()
 
+    def setup(self, stage: str) -> None:
+        for split in ("train", "val") if stage == "fit" else ("val",):
+            self.truth(split, "a CLIP learns from pairs of images and texts")
+
     def _loss(self, batch: Batch, captions: list[str]) -> Tensor:
         pixels = (batch.images - self.preprocess_cfg["mean"][0]) / self.preprocess_cfg["std"][0]
         tokens = self.tokenizer(captions).to(pixels.device)

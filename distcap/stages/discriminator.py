@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distcap.corpus import Corpus
+from distcap.data import ImageData
 from distcap.experience import Experience
-from distcap.models import Captioner, Discriminator, FrozenClip, Sampler
+from distcap.models import Captioner, Discriminator, FrozenClip, Sampler, Sight
 from distcap.stages.base import Stage
 from distcap.types import Batch
 
@@ -42,8 +44,12 @@ class DiscriminatorStage(Stage):
         if self.discriminator.images:
             files = {image: file for split in splits for image, file in self.files(split).items()}
             self.images = self.clip.image_store(files, data.cache_dir)
-        truth = [caption for split in splits for row in data.references(split).values() for caption in row]
+        truth = [caption for split in splits for row in self.references(split).values() for caption in row]
         self.captions = self.clip.caption_store(truth, data.cache_dir)
+
+    def references(self, split: str) -> dict[int, list[str]]:
+        """Image id -> human captions that the examples are made of."""
+        return self.truth(split, "a discriminator learns what human captions are")
 
     @abstractmethod
     def examples(self, batch: Batch) -> Examples:
@@ -76,6 +82,8 @@ class TrainDiscriminator(DiscriminatorStage):
     Args:
         captioner: the frozen generator, of the mle stage.
         clip: whose embeddings it reads: the reward CLIP.
+        corpus: another data set whose human captions, with their images, are told from the captioner's: for images
+            without captions. By default those of the images themselves.
         sampler: how the generated captions are drawn; as in the RL stage.
         hidden: widths of the MLP.
         learning_rate: of AdamW.
@@ -86,6 +94,7 @@ class TrainDiscriminator(DiscriminatorStage):
         self,
         captioner: Captioner,
         clip: FrozenClip,
+        corpus: ImageData | None = None,
         sampler: Sampler = Sampler(),  # noqa: B008 - a value, never changed
         hidden: tuple[int, ...] = (512, 256),
         learning_rate: float = 5e-4,
@@ -93,7 +102,18 @@ class TrainDiscriminator(DiscriminatorStage):
     ) -> None:
         super().__init__(clip, hidden, images=True, learning_rate=learning_rate, weight_decay=weight_decay)
         self.captioner = captioner.requires_grad_(False)
+        self.corpus = corpus
         self.sampler = sampler
+        self._corpora: dict[str, dict[str | None, Corpus]] = {}
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.corpus is not None:
+            splits = ("train", "val") if stage == "fit" else ("val",)
+            self._corpora = {split: {None: Corpus(self.corpus, split, self.clip)} for split in splits}
+
+    def references(self, split: str) -> dict[int, list[str]]:
+        return super().references(split) if self.corpus is None else {}
 
     @torch.no_grad()
     def examples(self, batch: Batch) -> Examples:
@@ -104,15 +124,11 @@ class TrainDiscriminator(DiscriminatorStage):
             sampler=self.sampler,
             greedy=Sampler(method="greedy"),
             rewards={},
-            clip=self.clip,
-            image_embeddings=self.images[batch.image_ids].to(self.device),
-            caption_store=self.captions,
+            clips={None: Sight(self.clip, self.images, self.captions)},
             ground_truth_per_image=self.sampler.samples,
+            corpora=self._corpora.get("train" if self.trainer.training else "val"),
         )
-        rollouts = experience.sampled, experience.ground_truth
-        images = torch.cat([experience.image_embeddings[rollout.image_index] for rollout in rollouts])
-        captions = torch.cat([experience.caption_embeddings(rollout) for rollout in rollouts])
-        return images, captions, torch.arange(len(images), device=images.device) >= len(rollouts[0])
+        return experience.human_or_sampled()
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """The captioner is frozen and comes from its own run."""

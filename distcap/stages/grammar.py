@@ -35,7 +35,7 @@ class TrainGrammar(DiscriminatorStage):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        references = self.trainer.datamodule.references("train")  # type: ignore[attr-defined]
+        references = self.references("train")
         # Sorted, for the order of a set changes from one process to the next.
         self.vocabulary = sorted({word for row in references.values() for caption in row for word in caption.split()})
 

@@ -55,6 +55,11 @@ class MLE(CaptionerStage):
         self.captions_per_image = captions_per_image
         self.drop_image = drop_image
 
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.truth("train", "teacher forcing learns from human captions")
+        super().setup(stage)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         captions, index = [], []
         for row, truth in enumerate(batch.captions):

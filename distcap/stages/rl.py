@@ -1,22 +1,30 @@
 """Stage 3: reinforcement learning on the captioner's own and on human captions."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from distcap.baselines import Baseline
+from distcap.corpus import Corpus
+from distcap.data import ImageData
 from distcap.experience import Experience
 from distcap.functional import Normalisation
 from distcap.health import health
-from distcap.models import Captioner, FrozenClip, Neighbours, Sampler
+from distcap.models import Captioner, FrozenClip, Neighbours, Sampler, Sight
 from distcap.ngrams import CiderD
 from distcap.objectives import Term
 from distcap.rewards import DiscriminatorReward, Reward
 from distcap.stages.base import CaptionerStage
 from distcap.types import Batch, UserError
+
+
+def frozen_copy(captioner: Captioner) -> Captioner:
+    """The captioner as it is now. What is frozen already, a LoRA captioner's base above all, it shares."""
+    shared: dict[int, Any] = {id(p): p for p in captioner.parameters() if not p.requires_grad}
+    return copy.deepcopy(captioner, shared).requires_grad_(False).eval()
 
 
 class RL(CaptionerStage):
@@ -30,7 +38,10 @@ class RL(CaptionerStage):
         rewards: by name; their weighted sum is the reward.
         baseline: what a sample's reward is compared with.
         objective: terms by name; their weighted sum is the loss.
-        clip: the dual encoder that the rewards read, if any does.
+        clip: the dual encoder that the rewards read, if any does, and that finds look-alikes for the data's batches.
+        clips: further ones by name, for the rewards that name one as their own `clip`.
+        corpus: another data set, whose human captions with their images a learning discriminator learns from: for
+            images without captions. By default it learns from those of the images themselves.
         sampler: how rollouts are drawn.
         decoder: how captions are decoded for evaluation, and for the greedy baseline.
         ground_truth_per_image: human captions of each image in a step.
@@ -52,6 +63,8 @@ class RL(CaptionerStage):
         baseline: Baseline,
         objective: dict[str, Term],
         clip: FrozenClip | None = None,
+        clips: dict[str, FrozenClip] | None = None,
+        corpus: ImageData | None = None,
         sampler: Sampler = Sampler(),  # noqa: B008 - a value, never changed
         decoder: Sampler = Sampler(method="greedy"),  # noqa: B008
         ground_truth_per_image: int = 1,
@@ -77,6 +90,10 @@ class RL(CaptionerStage):
         self.baseline = baseline
         self.objective: Any = nn.ModuleDict(objective)
         self.clip = clip
+        self.clips = clips or {}
+        self.corpus = corpus
+        self._corpora: dict[str | None, Corpus] = {}
+        self._sights: dict[str | None, Sight] = {}
         self.sampler = sampler
         self.ground_truth_per_image = ground_truth_per_image
         self.normalise: Normalisation = normalise
@@ -87,6 +104,13 @@ class RL(CaptionerStage):
         self._learning_discriminator = next(
             (name for name, one in rewards.items() if isinstance(one, DiscriminatorReward) and one.learning_rate), None
         )
+        if corpus is not None and not any(reward.learning_rate for reward in rewards.values()):
+            raise UserError("model.corpus is for a reward that learns from human captions, and none of these does")
+        for name, one in rewards.items():
+            if one.clip is not None and one.clip not in self.clips:
+                raise UserError(
+                    f"the reward {name} reads the CLIP {one.clip!r}, but model.clips has {list(self.clips)}; add it"
+                )
         if normalise == "group" and sampler.samples < 2:
             raise UserError("normalise: group compares an image's samples; raise sampler.samples above 1")
         if shared := sorted(set(rewards) & set(objective)):
@@ -104,38 +128,69 @@ class RL(CaptionerStage):
             raise UserError("several updates on a rollout need it whole: set trainer.accumulate_grad_batches to 1")
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         references = data.references("train")
+        if any(references.values()):
+            self._cider = CiderD(references)
+        else:
+            self._do_without_captions(data)
         for reward in self.rewards.values():
             reward.prepare(references)
-        self._cider = CiderD(references)
         # In a list, for a module would go into checkpoints.
-        self._reference = [copy.deepcopy(self.captioner).requires_grad_(False).eval()]
-        if self.clip is not None:
-            self.clip.to(self.trainer.strategy.root_device)
-            self._images = self.clip.image_store(self.files("train"), data.cache_dir)
-            truth = [caption for row in references.values() for caption in row]
-            self._captions = self.clip.caption_store(truth, data.cache_dir)
+        self._reference = [frozen_copy(self.captioner)]
+        files = self.files("train")
+        truth = [caption for row in references.values() for caption in row]
+        self._sights = {
+            name: Sight(
+                clip.to(self.trainer.strategy.root_device),
+                clip.image_store(files, data.cache_dir),
+                clip.caption_store(truth, data.cache_dir),
+            )
+            for name, clip in self._named_clips().items()
+        }
+        if self.corpus is not None:
+            learning = {reward.clip for reward in self.rewards.values() if reward.learning_rate}
+            sights = {name: sight for name, sight in self._sights.items() if name in learning}
+            self._corpora = {name: Corpus(self.corpus, "train", sight.clip) for name, sight in sights.items()}
         self._mine(data)
+
+    def _do_without_captions(self, data: Any) -> None:
+        """Raises UserError if anything in the mix reads human captions of these images, which have none."""
+        parts = {f"reward {name}": reward.needs_captions for name, reward in self.rewards.items()}
+        parts |= {f"term {name}": term.needs_captions for name, term in self.objective.items()}
+        if self._learning_discriminator and self.corpus is None:
+            parts[f"reward {self._learning_discriminator}"] = (
+                "name a captioned data set with --model.corpus, or set its learning to false"
+            )
+        needs = {name: remedy for name, remedy in parts.items() if remedy}
+        if needs:
+            raise UserError(
+                f"{data.name} has no human captions of its train images, and these need some: "
+                f"{'; '.join(f'{name} ({remedy})' for name, remedy in needs.items())}. "
+                f"`--config captionless.yaml` is a mix that needs none; or {data.captions_hint}"
+            )
 
     def on_fit_start(self) -> None:
         self._reference[0].to(self.device)
 
-    def _mine(self, data: Any) -> None:
-        """Find the look-alikes that a reward or the data's batches ask for, once."""
-        count = max(data.neighbours_needed, *(reward.neighbours for reward in self.rewards.values()), 0)
-        if count == 0:
-            return
-        if self.clip is None:
-            raise UserError("look-alikes are mined with a CLIP, and the stage has none: set model.clip")
-        ids = [entry.image_id for entry in data.entries("train")]
-        mined = Neighbours.mine(self._images[ids], ids, count, self.device)
-        # Two devices may round a tie differently, and batches of look-alikes must be dealt from one table.
-        self._neighbours = self.trainer.strategy.broadcast(mined)
-        if data.neighbours_needed:
-            data.group_by(self._neighbours.of(ids, 1, count))
+    def _named_clips(self) -> dict[str | None, FrozenClip]:
+        named: dict[str | None, FrozenClip] = {} if self.clip is None else {None: self.clip}
+        return named | self.clips
 
-    def _look_up(self, image_ids: Sequence[int], first: int, last: int) -> tuple[Tensor, Tensor]:
-        ids = self._neighbours.of(image_ids, first, last)
-        return ids, self._images[ids.flatten().tolist()].unflatten(0, ids.shape)
+    def _mine(self, data: Any) -> None:
+        """Find the look-alikes that a reward or the data's batches ask for, each CLIP its own, once."""
+        counts: dict[str | None, int] = {None: data.neighbours_needed}
+        for reward in self.rewards.values():
+            counts[reward.clip] = max(reward.neighbours, counts.get(reward.clip, 0))
+        for name, count in counts.items():
+            if count == 0:
+                continue
+            if name not in self._sights:
+                raise UserError("look-alikes are mined with a CLIP, and the stage has none: set model.clip")
+            sight, ids = self._sights[name], [entry.image_id for entry in data.entries("train")]
+            mined = Neighbours.mine(sight.images[ids], ids, count, self.device)
+            # Two devices may round a tie differently, and batches of look-alikes must be dealt from one table.
+            sight.mined = self.trainer.strategy.broadcast(mined)
+            if name is None and data.neighbours_needed:
+                data.group_by(sight.mined.of(ids, 1, count))
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
         yield {"params": [p for p in self.captioner.parameters() if p.requires_grad]}
@@ -151,12 +206,10 @@ class RL(CaptionerStage):
             sampler=self.sampler,
             greedy=self.decoder,
             rewards=self.rewards,
-            clip=self.clip,
-            image_embeddings=None if self.clip is None else self._images[batch.image_ids].to(self.device),
-            caption_store=None if self.clip is None else self._captions,
+            clips=self._sights,
             ground_truth_per_image=self.ground_truth_per_image,
+            corpora=self._corpora,
             reference=self._reference[0],
-            neighbours=self._look_up,
             normalise=self.normalise,
             gather=self._gather,
         )
@@ -164,7 +217,8 @@ class RL(CaptionerStage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Dropout would make the samples another policy's than the one that is updated (trap 7).
         self.captioner.eval()
-        truncated = 0 if self.clip is None else self.clip.truncated
+        clips = list(self._named_clips().values())
+        before = [clip.truncated for clip in clips]
         if self._update == 0:
             self._experience = self.experience(batch)
         else:
@@ -191,7 +245,7 @@ class RL(CaptionerStage):
                 cider=self._cider,
                 decoder=self.decoder,
                 discriminator=self._learning_discriminator,
-                truncated=None if self.clip is None else self.clip.truncated - truncated,
+                truncated=max((c.truncated - b for c, b in zip(clips, before, strict=True)), default=None),
             )
         )
         return loss + sum(learning.values())

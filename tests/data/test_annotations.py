@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distcap.data.annotations import Entry, read_coco, read_karpathy
+from distcap.data.annotations import Entry, read_addresses, read_coco, read_karpathy
 from distcap.types import UserError
 
 
@@ -137,3 +137,27 @@ def test_file_name_that_leads_out_of_the_image_folder_is_refused(write_json, fil
 def test_folder_that_leads_out_of_the_image_folder_is_refused(write_json):
     path = write_json("k.json", {"images": [image(filepath="..")]})
     assert "leads out of the image folder" in complaint(read_karpathy, path)
+
+
+def test_a_domain_is_read_where_the_file_names_one(write_json):
+    document = {"images": [{"id": 1, "file_name": "a.jpg", "domain": "in-domain"}, {"id": 2, "file_name": "b.jpg"}]}
+    assert [entry.domain for entry in read_coco(write_json("n.json", document), "test")] == ["in-domain", None]
+    path = write_json("k.json", {"images": [image(domain="out-domain")]})
+    assert [entry.domain for entry in read_karpathy(path)] == ["out-domain"]
+
+
+def test_addresses_are_read_by_file_name(write_json):
+    address = "https://example.org/a.jpg"
+    path = write_json("n.json", {"images": [{"id": 1, "file_name": "a.jpg", "coco_url": address}]})
+    assert read_addresses(path) == {Path("a.jpg"): address}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"file_name": "a.jpg"}, '"coco_url" is missing'),
+        ({"file_name": "../a.jpg", "coco_url": "https://example.org/a.jpg"}, "leads out of the image folder"),
+    ],
+)
+def test_images_without_a_proper_name_or_address_are_refused(write_json, record, message):
+    assert message in complaint(read_addresses, write_json("n.json", {"images": [record]}))

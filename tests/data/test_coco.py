@@ -197,7 +197,7 @@ def test_absent_data_set_says_how_to_get_it_and_what_to_run_without_it(tmp_path,
         message = complaint(data.setup, "fit")
         assert "there is no" in message
         assert "https://cocodataset.org" in message
-        assert "caption_datasets.zip" in message
+        assert "distcap prepare coco" in message
         assert "distcap fit --config demo/mle.yaml" in message
 
 
@@ -226,6 +226,12 @@ def test_images_without_captions_are_left_out_and_counted_on_request(coco, karpa
     karpathy["images"][18]["sentences"] = []
     with pytest.warns(UserWarning, match="1 of 3 images of test have no captions"):
         assert ids(coco(on_error="skip").test_dataloader()) == [117, 119]
+
+
+def test_a_split_of_which_no_image_has_captions_is_one_without_captions(coco, karpathy):
+    for image in karpathy["images"]:
+        image["sentences"] = []
+    assert coco().references("test") == {117: [], 118: [], 119: []}
 
 
 def test_split_whose_images_are_all_absent_is_an_error_even_where_errors_are_skipped(coco, tmp_path):

@@ -1,0 +1,124 @@
+"""Captioners that are asked for a caption: vision-language models with a chat template."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distcap.models.prefix import PrefixCaptioner
+from distcap.types import UserError
+
+MARK = "CAPTION"
+"""Stands for the answer while the chat template is taken apart."""
+
+
+class ChatVLM(PrefixCaptioner):
+    """A vision-language model of Hugging Face's image-text-to-text class, e.g. SmolVLM, Idefics3 or Qwen2.5-VL.
+
+    The prefix of a caption is the chat of one question, image first, up to where the model answers, as the model's own
+    processor writes it; the image's features replace its placeholders. The caption ends with the token that ends an
+    answer in the chat template.
+
+    Args:
+        init_from: a name on the Hugging Face hub, a folder in that format, or a run folder of the mle or rl stage.
+        prompt: the question.
+        image_size: side of the square images. The model's own, where it has one (SmolVLM 512); else any that the
+            processor does not change (Qwen2.5-VL: multiples of 28).
+        processor: options of the processor, e.g. {do_image_splitting: false} of SmolVLM and Idefics3.
+        kwargs: see HuggingFaceCaptioner.
+
+    Raises:
+        UserError: there is no such model, or its processor would change images of this size.
+    """
+
+    def __init__(
+        self,
+        init_from: str = "HuggingFaceTB/SmolVLM-256M-Instruct",
+        prompt: str = "Describe this image in one sentence.",
+        image_size: int = 512,
+        processor: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.prompt = prompt
+        self.options = processor or {}
+        self._image_size = image_size
+        super().__init__(init_from, **kwargs)
+
+    def read(self, name: str) -> Any:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.processor = AutoProcessor.from_pretrained(name, **self.options)
+        self.tokenizer, self.image_processor = self.processor.tokenizer, self.processor.image_processor
+        return AutoModelForImageTextToText.from_pretrained(name, dtype=self.dtype)
+
+    def special_tokens(self) -> tuple[None, int]:
+        """Also takes the chat template apart: what stands before a caption, and what after."""
+        question = [{"type": "image"}, {"type": "text", "text": self.prompt}]
+        chat: list[dict[str, Any]] = [{"role": "user", "content": question}]
+        before = self.processor.apply_chat_template(chat, add_generation_prompt=True)
+        answer = {"role": "assistant", "content": [{"type": "text", "text": MARK}]}
+        whole = self.processor.apply_chat_template([*chat, answer])
+        if not whole.startswith(before) or MARK not in whole[len(before) :]:
+            raise UserError(f"the chat template of {type(self.model).__name__} has no place for an answer; use another")
+        self.lead, after = whole[len(before) :].split(MARK)
+        self._write_prefix(before)
+        return None, self.tokenizer(after, add_special_tokens=False).input_ids[0]
+
+    def _write_prefix(self, text: str) -> None:
+        """Tokens, places of the image and positions of the prefix, of which all images have the same."""
+        side = self._image_size
+        blank = torch.zeros(3, side, side, dtype=torch.uint8)
+        inputs = self.processor(text=[text], images=[[blank]], return_tensors="pt")
+        pixels = inputs.pop("pixel_values")
+        grid = inputs.get("image_grid_thw")
+        found = pixels.shape[-1] if grid is None else int(grid[0, 1]) * self.image_processor.patch_size
+        if found != side or (pixels.ndim == 5 and pixels.shape[1] > 1):
+            count = pixels.shape[1] if pixels.ndim == 5 else 1
+            raise UserError(
+                f"of an image of {side} pixels the processor makes {count} of {found}; set image_size: {found} (and "
+                "processor: {do_image_splitting: false} where images are split)"
+            )
+        words = inputs.input_ids
+        kwargs = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+        # How generate() asks any model for its positions: of some, an image's tokens have places in a plane.
+        places = self.model._prepare_position_ids_for_generation(words, kwargs)
+        self.register_buffer("words", words, persistent=False)
+        self.register_buffer("places", places, persistent=False)
+
+    @property
+    def encoder(self) -> Any:
+        return self.model.get_encoder(modality="image")
+
+    @property
+    def language_model(self) -> Any:
+        return self.model.get_decoder()
+
+    @property
+    def decoder(self) -> Any:
+        return self.model
+
+    @property
+    def image_size(self) -> int:
+        return self._image_size
+
+    def see(self, images: Tensor) -> Tensor:
+        # Whole 255ths, as in an image file: some processors resize, and round to them.
+        pixels = (255 * images).round().to(torch.uint8)
+        inputs = self.image_processor(images=[[image] for image in pixels], return_tensors="pt")
+        inputs = {name: value.to(images.device) for name, value in inputs.items()}
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
+        return torch.stack(tuple(self.model.get_image_features(**inputs, return_dict=True).pooler_output))
+
+    def prefix(self, memory: Tensor) -> Tensor:
+        embeddings = self.decoder.get_input_embeddings()(self.words).expand(len(memory), -1, -1)
+        image = (self.words == self.model.config.image_token_id)[..., None]
+        return embeddings.masked_scatter(image, memory.to(embeddings.dtype))
+
+    def positions(self, rows: int, length: int) -> dict[str, Tensor]:
+        more = torch.arange(1, length - self.words.shape[1] + 1, device=self.words.device)
+        places = torch.cat([self.places, self.places[..., -1:] + more], -1)
+        return {"position_ids": places.expand(*places.shape[:-2], rows, -1)}
+
+    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        return super().tokenize([self.lead + caption for caption in captions])

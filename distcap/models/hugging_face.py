@@ -1,0 +1,281 @@
+"""What captioners in the Hugging Face format share; an adapter fills in what is particular to its family."""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distcap.models.captioner import Captioner, Sampler
+from distcap.models.checkpointing import checkpoint_layers
+from distcap.models.lora import Lora, merged
+from distcap.types import UserError
+
+log = logging.getLogger(__name__)
+
+
+class HuggingFaceCaptioner(Captioner):
+    """A network with its tokenizer and image processor, all three in the Hugging Face format.
+
+    An adapter reads them and says where the parts of its network are (`read`, `encoder`, `language_model`), what its
+    memory of an image is (`see`), and how the language model goes on from it (`decode`, `logits`).
+
+    Args:
+        init_from: a name on the Hugging Face hub, a folder in that format, or a run folder of the mle or rl stage.
+        max_tokens: ground-truth captions are cut after so many tokens, end token included.
+        freeze_encoder: train all but the image encoder.
+        lora: train low-rank adapters of the language model alone.
+        gradient_checkpointing: compute each layer's activations anew for its gradient rather than store them: about a
+            third more time for much less memory. Off, and on, the gradient is the same.
+
+    Raises:
+        UserError: there is no such model.
+    """
+
+    families: tuple[str, ...] = ()
+    """The `model_type`s of Hugging Face that the adapter is for; none where its auto class decides."""
+    mean: Tensor
+    std: Tensor
+    start: int | None
+    """The token before the first, if the family has one."""
+    end: int
+    pad: int
+
+    def __init__(
+        self,
+        init_from: str | None,
+        max_tokens: int = 40,
+        freeze_encoder: bool = False,
+        lora: Lora | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.max_tokens = max_tokens
+        self.freeze_encoder = freeze_encoder or lora is not None
+        self.lora = lora
+        self.gradient_checkpointing = gradient_checkpointing
+        self.tokenizer: Any = None
+        self.processor: Any = None
+        self.image_processor: Any = None
+        self.model: Any = None
+        if init_from is not None:
+            self._load(init_from)
+
+    @abstractmethod
+    def read(self, name: str) -> Any:
+        """The network of a hub name or folder; sets tokenizer, image_processor, and the processor that is saved."""
+
+    @property
+    @abstractmethod
+    def encoder(self) -> Any:
+        """The part of the network that `freeze_encoder` freezes."""
+
+    @property
+    @abstractmethod
+    def language_model(self) -> Any:
+        """The part of the network that LoRA adapts."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Side of the square images that the encoder sees."""
+
+    @abstractmethod
+    def special_tokens(self) -> tuple[int | None, int]:
+        """The token before a caption's first, if there is one, and the token that ends it."""
+
+    @abstractmethod
+    def see(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels in [0, 1], of the right size -> (B, S, E) memory."""
+
+    @abstractmethod
+    def decode(self, memory: Tensor, **rules: Any) -> Tensor:
+        """(B, S, E), arguments of Hugging Face's generate() -> (N, T) tokens, the start token left out."""
+
+    @abstractmethod
+    def logits(self, memory: Tensor, tokens: Tensor) -> Tensor:
+        """(N, S, E), (N, T) -> (N, T, V) of each token, given the ones before it."""
+
+    @property
+    def trained(self) -> bool:
+        return self.model is not None
+
+    def train(self, mode: bool = True) -> "HuggingFaceCaptioner":
+        """A frozen encoder stays in eval mode: neither dropout nor running averages."""
+        super().train(mode)
+        if self.model is not None and self.freeze_encoder:
+            self.encoder.eval()
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which weights are loaded: float32 whatever they were saved in, for updates are lost in fewer bits."""
+        return torch.float32 if self.lora is None else getattr(torch, self.lora.base)
+
+    def _load(self, source: str) -> None:
+        run = Path(source) / "captioner"
+        if not run.is_dir() and source.startswith(("runs/", ".", "/")) and not (Path(source) / "config.json").exists():
+            raise UserError(
+                f"{source}: no captioner there; train it first (distcap fit --config mle.yaml, or demo/mle.yaml for "
+                "the embedded benchmark), or name another with --model.captioner.init_from"
+            )
+        name = str(run) if run.is_dir() else source
+        with self.loading(name):
+            self._check_family(name)
+            self._adopt(self.read(name))
+
+    @staticmethod
+    @contextmanager
+    def loading(name: str) -> Iterator[None]:
+        """What goes wrong while a network is read is one line.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            yield
+        except (OSError, ValueError, ImportError) as error:
+            line = " ".join(str(error).split())[:300]
+            raise UserError(f"captioner {name} cannot be loaded: {line}") from error
+
+    def _check_family(self, name: str) -> None:
+        """Hugging Face would warn, and read another family's config with weights drawn at random."""
+        from transformers import PreTrainedConfig
+
+        found = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+        if self.families and found not in self.families:
+            raise ValueError(f"it is a {found} model, {type(self).__name__} is for {' and '.join(self.families)}")
+
+    def _adopt(self, model: Any) -> None:
+        """Take the model over, and none of the decoding rules that it brings along (trap 8)."""
+        self.model = model
+        self.start, self.end = self.special_tokens()
+        pad = self.tokenizer.pad_token_id
+        self.pad = int(self.end if pad is None else pad)
+        self._tokens = {"eos_token_id": self.end, "pad_token_id": self.pad}
+        if self.start is not None:
+            self._tokens |= {"decoder_start_token_id": self.start, "bos_token_id": self.start}
+        self._neutralise()
+        self.register_buffer("mean", torch.tensor(self.image_processor.image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.image_processor.image_std).view(3, 1, 1), persistent=False)
+        self.encoder.requires_grad_(not self.freeze_encoder)
+        if self.lora is not None:
+            model.requires_grad_(False)
+            self.lora.add_to(self.language_model)
+        if self.gradient_checkpointing:
+            checkpoint_layers(model)
+
+    def _neutralise(self) -> None:
+        """No part of the network may decode by rules of its own: what generate() is not told it takes from there."""
+        from transformers import GenerationConfig, GenerationMixin
+
+        ours = {"decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
+        for part in self.model.modules():
+            if isinstance(part, GenerationMixin):
+                rules = part.generation_config.to_diff_dict()
+                if dropped := {key: rule for key, rule in rules.items() if key not in ours and not key.startswith("_")}:
+                    log.info("the captioner's own decoding rules are not used: %s", dropped)
+                part.generation_config = GenerationConfig(**self._tokens)
+
+    def encode(self, images: Tensor) -> Tensor:
+        side = self.image_size
+        if images.shape[-1] != side:
+            raise UserError(
+                f"the captioner sees images of {side} pixels, got {images.shape[-1]}; set --data.image_size={side}"
+            )
+        return self.see(images)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels in [0, 1] -> the same by the processor's mean and standard deviation."""
+        return ((images - self.mean) / self.std).to(self.dtype)
+
+    @torch.no_grad()
+    def generate(self, memory: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor, Tensor]:
+        guided = sampler.guidance != 1
+        output = self.decode(
+            torch.cat([memory, self.unknown(memory)]) if guided else memory,
+            generation_config=self._rules(sampler),
+            logits_processor=[partial(_guide, gamma=sampler.guidance)] if guided else None,
+        )
+        # Guided, the second half is the first once more.
+        tokens = output[: len(memory) * sampler.samples]
+        # The end token may double as padding (GPT-2): what counts is everything up to the first one.
+        ended = (tokens == self.end).cumsum(1)
+        mask = (ended == 0) | ((ended == 1) & (tokens == self.end))
+        index = torch.arange(len(memory), device=memory.device).repeat_interleave(sampler.samples)
+        return tokens, mask, index
+
+    def _rules(self, sampler: Sampler) -> Any:
+        """The sampler as a GenerationConfig."""
+        from transformers import GenerationConfig
+
+        return GenerationConfig(
+            **self._tokens,
+            max_new_tokens=sampler.max_tokens,
+            use_cache=True,
+            do_sample=sampler.method == "multinomial",
+            num_beams=sampler.beams if sampler.method == "beam" else 1,
+            num_return_sequences=sampler.samples,
+            no_repeat_ngram_size=sampler.no_repeat_ngram,
+            **(
+                {"temperature": sampler.temperature, "top_k": sampler.top_k, "top_p": sampler.top_p}
+                if sampler.method == "multinomial"
+                else {}
+            ),
+        )
+
+    def score(self, memory: Tensor, tokens: Tensor, mask: Tensor, image_index: Tensor) -> Tensor:
+        # Padding is moved behind the caption, where a causal decoder cannot see it. Columns of nothing but padding
+        # would change how the sums are ordered, hence the last bits of other columns.
+        order = (~mask).int().argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
+        words = tokens.gather(1, order)
+        logits = self.logits(memory.index_select(0, image_index), words)
+        logprobs = logits.float().log_softmax(-1).gather(2, words[..., None]).squeeze(2)
+        logprobs = torch.where(mask.gather(1, order), logprobs, torch.zeros_like(logprobs))
+        return torch.zeros_like(tokens, dtype=logprobs.dtype).scatter(1, order, logprobs)
+
+    def shifted(self, tokens: Tensor) -> Tensor:
+        """(N, T) -> (N, T) what the decoder reads when it predicts them: the start token and all but the last."""
+        return torch.cat([torch.full_like(tokens[:, :1], self.start), tokens[:, :-1]], 1)
+
+    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        rows = self.tokenizer(list(captions), add_special_tokens=False).input_ids
+        rows = [[*row[: self.max_tokens - 1], self.end] for row in rows]
+        length = max(map(len, rows))
+        tokens = torch.tensor([row + [self.pad] * (length - len(row)) for row in rows], device=self.mean.device)
+        lengths = torch.tensor([len(row) for row in rows], device=tokens.device)
+        return tokens, torch.arange(length, device=tokens.device)[None, :] < lengths[:, None]
+
+    def detokenize(self, tokens: Tensor, mask: Tensor) -> list[str]:
+        rows = [row[keep].tolist() for row, keep in zip(tokens.cpu(), mask.cpu(), strict=True)]
+        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Of a captioner with LoRA the merged weights: no one who reads them needs to know of adapters."""
+        self._save_weights(folder)
+        self.processor.save_pretrained(folder)
+
+    def _save_weights(self, folder: Path) -> None:
+        self.model.save_pretrained(folder, state_dict=None if self.lora is None else merged(self.model))
+
+
+def _guide(tokens: Tensor, scores: Tensor, gamma: float) -> Tensor:
+    """(2N, T), (2N, V) -> (2N, V) guided log-probabilities of the next token, of the first half and again.
+
+    A logits processor of Hugging Face's. The first half of the rows knows its images, the second does not. Both get the
+    very same numbers, so that greedy search and beam search choose, reorder and end them alike: what either half's
+    cache holds is the same caption, or the same beams. (Their own processors either halve the rows, which generate()
+    does not expect, or call a model without encoder.)
+
+    Source: Kornblith et al. 2023, arXiv 2307.16686.
+    """
+    image, none = scores.log_softmax(-1).chunk(2)
+    guided = (1 - gamma) * none + gamma * image
+    # What another rule forbids, as a repeated n-gram, has -inf in both halves: their difference is not a number.
+    guided = guided.masked_fill(image.isneginf(), -torch.inf).log_softmax(-1)
+    return guided.repeat(2, 1)
