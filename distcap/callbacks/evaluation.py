@@ -27,8 +27,8 @@ class Evaluation(Callback):
     Of images without human captions: recall, and of the n-gram metrics those that compare with nobody.
 
     Logged as val/... and test/...; written to RUN/metrics.json and RUN/captions_SPLIT.json. The values of each image,
-    for intervals and paired tests, are in RUN/scores_SPLIT.json, and with them how all was computed. Where images belong
-    to domains, as those of nocaps do, each domain has its metrics, too, such as test/in_domain/cider.
+    for intervals and paired tests, are in RUN/scores_SPLIT.json, and with them how all was computed. Where images
+    belong to domains, as those of nocaps do, each domain has its metrics, too, such as test/in_domain/cider.
 
     Args:
         clip: the CLIP of the reward.

@@ -14,7 +14,6 @@ from distcap.models.image_processor import image_processor
 from distcap.models.lora import merged
 from distcap.types import UserError
 
-
 USAGE = """\
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
