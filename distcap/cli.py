@@ -25,7 +25,7 @@ stages, configured in YAML (a path, or one of the shipped ones; see `distcap con
   predict    caption images:                  distcap predict --config demo/mle.yaml --run demo/mle
 
 plain commands:
-  demo       the whole method on the embedded benchmark, from painting its pictures to the report
+  quickstart the whole method on the embedded benchmark, from painting its pictures to the report
   ablation   every system on the embedded benchmark, several seeds, one table
   prepare    paint the embedded benchmark; install SPICE
   report     one HTML page that compares the runs of a folder
@@ -105,7 +105,7 @@ def _plain(command: Callable[..., Any], name: str, args: list[str]) -> Any:
     return command(**parser.parse_args(args).as_dict())
 
 
-def demo(run: str = "demo", seed: int = 0, size: float = 1.0) -> None:
+def quickstart(run: str = "demo", seed: int = 0, size: float = 1.0) -> None:
     """The whole method on the embedded benchmark: paint, train, evaluate, report. Interrupted, it goes on.
 
     Args:
@@ -113,9 +113,9 @@ def demo(run: str = "demo", seed: int = 0, size: float = 1.0) -> None:
         seed: of the pictures and of all training.
         size: factor of the number of training steps, for a quick look.
     """
-    from distcap.demo import run_demo
+    from distcap.quickstart import run_quickstart
 
-    run_demo(run, seed, size)
+    run_quickstart(run, seed, size)
 
 
 def ablation(
@@ -182,7 +182,7 @@ def configs() -> None:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    "demo": demo,
+    "quickstart": quickstart,
     "ablation": ablation,
     "prepare": prepare,
     "report": report,

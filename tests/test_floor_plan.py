@@ -17,7 +17,7 @@ FLOORS = (
     {"rewards", "baselines", "objectives", "metrics", "health"},
     {"stages", "callbacks", "report"},
     # Commands: they know each other, and import late what is heavy.
-    {"cli", "lightning_cli", "steps", "demo", "ablation"},
+    {"cli", "lightning_cli", "steps", "quickstart", "ablation"},
 )
 FOUNDATION = "types"
 """Known to all, its neighbours too."""

@@ -24,7 +24,7 @@ CONFIGS = sorted(
 )
 
 WORK = (
-    "distcap.demo.run_demo",
+    "distcap.quickstart.run_quickstart",
     "distcap.data.scenes.paint_benchmark",
     "distcap.metrics.java.install_spice",
     "distcap.report.report",

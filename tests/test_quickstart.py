@@ -1,4 +1,4 @@
-"""The demo's steps, with a `distcap fit` that only pretends to train."""
+"""The quickstart's steps, with a `distcap fit` that only pretends to train."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from distcap.cli import find_configs
-from distcap.demo import CAPTIONERS, KEYS, STEPS, run_demo
+from distcap.quickstart import CAPTIONERS, KEYS, STEPS, run_quickstart
 from distcap.types import UserError
 
 SCORES = dict.fromkeys(KEYS, 0.5)
@@ -48,7 +48,7 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
 
 
 def test_the_summary_has_the_promised_keys_and_the_time_of_every_step(fit: Fit) -> None:
-    run_demo("demo", seed=0, size=1.0)
+    run_quickstart("demo", seed=0, size=1.0)
     summary = json.loads(Path("runs/demo/summary.json").read_text())
     assert fit.steps == [step.name for step in STEPS]
     assert {name: set(scores) for name, scores in summary["runs"].items()} == {
@@ -60,7 +60,7 @@ def test_the_summary_has_the_promised_keys_and_the_time_of_every_step(fit: Fit) 
 
 @pytest.mark.parametrize(("seed", "root"), [(0, "data/scenes"), (1500, "data/scenes-1500")])
 def test_the_judge_differs_by_its_seed_and_sees_the_same_pictures(fit: Fit, seed: int, root: str) -> None:
-    run_demo("demo", seed=seed, size=1.0)
+    run_quickstart("demo", seed=seed, size=1.0)
     seeds = {name: int(fit.option("--seed_everything", step)) for step, name in enumerate(fit.steps)}
     assert seeds.pop("judge") not in seeds.values()
     assert set(seeds.values()) == {seed}
@@ -73,30 +73,30 @@ def test_a_demo_that_failed_goes_on_with_the_checkpoint_of_its_last_step(
 ) -> None:
     fit.fails = "discriminator"
     with pytest.raises(OSError, match="no space left"):
-        run_demo("demo", seed=0, size=1.0)
+        run_quickstart("demo", seed=0, size=1.0)
     assert "Stopped in step discriminator; the same command goes on from here" in capsys.readouterr().err
     fit.fails, fit.commands = "", []
-    run_demo("demo", seed=0, size=1.0)
+    run_quickstart("demo", seed=0, size=1.0)
     assert fit.steps == ["discriminator", "clip_only", "distcap"]
     assert fit.option("--ckpt_path", 0) == "runs/demo/discriminator/checkpoints/last.ckpt"
     assert "--ckpt_path" not in fit.commands[1]
 
 
 def test_a_demo_that_is_done_is_not_done_again(fit: Fit) -> None:
-    run_demo("demo", seed=0, size=1.0)
+    run_quickstart("demo", seed=0, size=1.0)
     fit.commands = []
-    run_demo("demo", seed=0, size=1.0)
+    run_quickstart("demo", seed=0, size=1.0)
     assert fit.commands == []
 
 
 def test_a_demo_of_another_seed_is_not_overwritten(fit: Fit) -> None:
-    run_demo("demo", seed=0, size=1.0)
+    run_quickstart("demo", seed=0, size=1.0)
     with pytest.raises(UserError, match="name another with --run"):
-        run_demo("demo", seed=1, size=1.0)
+        run_quickstart("demo", seed=1, size=1.0)
 
 
 def test_size_scales_the_steps_of_every_config(fit: Fit) -> None:
-    run_demo("demo", seed=0, size=0.5)
+    run_quickstart("demo", seed=0, size=0.5)
     for step, command in enumerate(fit.commands):
         found = find_configs(command)
         configs = [yaml.safe_load(Path(found[i + 1]).read_text()) for i, part in enumerate(found) if part == "--config"]
@@ -107,10 +107,10 @@ def test_size_scales_the_steps_of_every_config(fit: Fit) -> None:
 @pytest.mark.parametrize(("seed", "size"), [(0, 0.0), (0, -1.0), (-1, 1.0)])
 def test_a_demo_of_nothing_is_refused_before_it_begins(fit: Fit, seed: int, size: float) -> None:
     with pytest.raises(UserError, match="a seed is 0 or more, a size more than 0"):
-        run_demo("demo", seed=seed, size=size)
+        run_quickstart("demo", seed=seed, size=size)
     assert not Path("runs").exists()
 
 
 def test_the_steps_of_another_run_are_written_beside_each_other(fit: Fit) -> None:
-    run_demo("mine", seed=0, size=1.0)
+    run_quickstart("mine", seed=0, size=1.0)
     assert {fit.option("--run", step) for step in range(len(STEPS))} == {f"mine/{name}" for name in fit.steps}
