@@ -12,12 +12,12 @@ import distcap
 
 FLOORS = (
     {"types", "functional", "ngrams", "corruptions"},
-    {"models", "data"},
-    {"experience"},  # knows models by their protocols alone
+    {"models", "data", "finding"},
+    {"experience", "trained"},  # an experience knows models by their protocols alone
     {"rewards", "baselines", "objectives", "metrics", "health"},
     {"stages", "callbacks", "report"},
     # Commands: they know each other, and import late what is heavy.
-    {"cli", "lightning_cli", "steps", "quickstart", "ablation"},
+    {"cli", "lightning_cli", "steps", "quickstart", "ablation", "caption", "demo"},
 )
 FOUNDATION = "types"
 """Known to all, its neighbours too."""

@@ -24,6 +24,8 @@ CONFIGS = sorted(
 )
 
 WORK = (
+    "distcap.caption.caption_images",
+    "distcap.demo.serve",
     "distcap.quickstart.run_quickstart",
     "distcap.data.scenes.paint_benchmark",
     "distcap.metrics.java.install_spice",
