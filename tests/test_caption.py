@@ -176,7 +176,6 @@ def test_without_a_clip_there_are_captions_and_no_ranks(here: Path, capsys: pyte
     rows = caption("photos", "--clip=none")
     assert all(row.keys() == {"file", "caption"} for row in rows)
     assert "find their image" not in capsys.readouterr().err
-    assert "--best_of needs a CLIP" in fails(capsys, "photos", "--clip=none", "--best_of=3", "--overwrite=true")
 
 
 def test_another_clip_can_rank(here: Path) -> None:
@@ -326,8 +325,8 @@ def test_file_names_may_be_anything(here: Path, capsys: pytest.CaptureFixture[st
         (("photos", "--sampler=greedy", "--captions=2"), "--sampler greedy has one caption of each image"),
         (("photos", "--format=xml"), "format"),
         (("photos", "--output=photos"), "photos is a folder"),
-        (("photos", "--clip=runs/none"), "runs/none: no CLIP there"),
-        (("photos", "--run=runs/none"), "runs/none"),
+        (("photos", "--clip=none", "--best_of=3"), "--best_of needs a CLIP that chooses"),
+        (("photos", "--run=runs/none"), "runs/none: no captioner there; train it first"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(
@@ -342,6 +341,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
     assert sorted(here.iterdir()) == before
+
+
+def test_a_clip_that_cannot_be_loaded_is_said_before_anything_is_captioned(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "runs/none: no CLIP there" in fails(capsys, "photos", "--clip=runs/none")
+    assert not Path("captions.jsonl.part").exists()
 
 
 def test_workers_decode_what_the_main_process_does(here: Path) -> None:

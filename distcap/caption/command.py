@@ -50,15 +50,15 @@ def caption_images(
 ) -> None:
     """Caption images, rank each caption's image among them, and write both down; see `distcap caption --help`."""
     sampler = make_sampler(method, captions, best_of)
+    if best_of and clip == "none":
+        raise UserError("--best_of needs a CLIP that chooses; leave --clip none out, or --best_of")
     files, passed_over = given_images(images)
     out = Output(form, output, files, overwrite)
-    judge = _clip(run, clip, pretrained, trust)
-    if best_of and judge is None:
-        raise UserError("--best_of needs a CLIP that chooses; leave --clip none out, or --best_of")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     captioner = load_captioner(run, family=family, trust=trust).to(device)
-    if judge is not None:
-        judge.to(device)  # a CLIP that cannot be loaded should say so now
+    chooser = _clip(run, clip, pretrained, trust)
+    if chooser is not None:
+        chooser.to(device)  # one that cannot be loaded should say so now
     if passed_over:
         _say(f"passed over {told(passed_over)}")
     size = image_size(run)
@@ -70,7 +70,7 @@ def caption_images(
         broken = unfinished.broken(files)
         if not said:
             raise UserError(f"none of the {len(files)} images could be read; the first: {next(iter(broken.values()))}")
-        rows, findings = _rank(said, judge, captions if best_of else None, unfinished.folder)
+        rows, findings = _rank(said, chooser, captions if best_of else None, unfinished.folder)
         out.write(rows)
     except KeyboardInterrupt:
         done = unfinished.count(files)

@@ -32,12 +32,12 @@ class Output:
         self.path = Path(path or ("captions" if form == "txt" else f"captions.{form}"))
         self.beside = form == "txt" and path is None
         self.texts = self._texts(files) if form == "txt" else {}
+        if form != "txt" and self.path.is_dir():
+            raise UserError(f"{self.path} is a folder; --output names a file for {form}")
         there = [file for file in (self.texts.values() if form == "txt" else [self.path]) if file.exists()]
         if there and not overwrite:
             also = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
             raise UserError(f"{there[0]}{also} is there already; name another --output, or say --overwrite true")
-        if form != "txt" and self.path.is_dir():
-            raise UserError(f"{self.path} is a folder; --output names a file for {form}")
 
     @property
     def unfinished(self) -> Path:
