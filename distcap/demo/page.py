@@ -2,7 +2,6 @@
 
 import os
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from distcap.demo.results import respond
 from distcap.types import UserError
 
 INTRO = """<div class="intro"><h1>Which picture is it?</h1>
-<p>Drop pictures that look alike. Each is captioned twice, before and after {run} learnt to be distinctive;
-then CLIP reads each caption alone, and picks the picture that it fits best.</p></div>"""
+<p>Drop pictures that look alike. Two captioners say what is on each; then CLIP reads each caption alone, and picks the
+picture that it fits best.</p></div>"""
 
 HOST = "127.0.0.1"
 """This machine only; --share is the way out."""
@@ -20,7 +19,9 @@ HOST = "127.0.0.1"
 
 def serve(run: str, mle: str | None, port: int | None, share: bool, trust: bool) -> None:
     """Open the page, and keep it open until Ctrl-C."""
-    open_page(run, mle, port=port, share=share, trust=trust).block_thread()
+    page = open_page(run, mle, port=port, share=share, trust=trust)
+    print(f"Open {page.share_url or page.local_url} - Ctrl-C ends it.", flush=True)
+    page.block_thread()
 
 
 def open_page(
@@ -40,10 +41,10 @@ def open_page(
 
     comparison = Comparison.of_runs(run, mle, trust=trust)
     with gradio.Blocks(title=f"distcap: {Path(run).name}") as page:
-        gradio.HTML(INTRO.format(run=escape(Path(run).name)))
+        gradio.HTML(INTRO, padding=False)
         uploads = gradio.File(file_count="multiple", type="filepath", label="Pictures", height=180)
         button = gradio.Button("Caption them", variant="primary")
-        results = gradio.HTML()
+        results = gradio.HTML(padding=False)
         button.click(partial(respond, comparison), uploads, results)
     try:
         page.launch(
@@ -51,6 +52,7 @@ def open_page(
             server_port=port,
             share=share,
             prevent_thread_lock=True,
+            quiet=True,
             ssr_mode=False,
             max_file_size="32mb",
             footer_links=[],
