@@ -5,9 +5,11 @@ unless the user trusts it.
 """
 
 import os
+from dataclasses import is_dataclass
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -128,10 +130,18 @@ def _build(node: Any, trust: bool) -> Any:
     if "class_path" not in node:
         return {key: _build(value, trust) for key, value in node.items()}
     made = _class(str(node["class_path"]), trust)
+    args = _build(node.get("init_args") or {}, trust)
     try:
-        return made(**_build(node.get("init_args") or {}, trust))
+        kinds = {name: one.annotation for name, one in signature(made, eval_str=True).parameters.items()}
+        return made(**{name: _typed(kinds.get(name), value) for name, value in args.items()})
     except (TypeError, ValueError) as error:
         raise UserError(f"{node['class_path']} cannot be made of its init_args: {error}") from error
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """A dict that stands for a dataclass, for the command line writes those without their class_path."""
+    dataclasses = [one for one in (kind, *get_args(kind)) if is_dataclass(one)]
+    return dataclasses[0](**value) if dataclasses and isinstance(value, dict) else value
 
 
 def _class(path: str, trust: bool) -> type:

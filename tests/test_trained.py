@@ -8,11 +8,19 @@ import pytest
 import tiny
 import torch
 
-from distcap.models import VisionEncoderDecoder
+from distcap.models import Sampler, VisionEncoderDecoder
 from distcap.trained import image_size, load_captioner, reward_clip, trained_from
 from distcap.types import UserError
 
 CLIP = {"class_path": "distcap.models.FrozenClip", "init_args": {"model": "runs/demo/clip", "prompt": "A photo of "}}
+
+
+MINE = """from distcap.models import Sampler, VisionEncoderDecoder
+class Mine(VisionEncoderDecoder):
+    def __init__(self, init_from: str, sampler: Sampler | None = None) -> None:
+        super().__init__(init_from)
+        self.sampler = sampler
+"""
 
 
 def test_the_captioner_of_a_run_is_its_last_frozen(tmp_path: Path) -> None:
@@ -82,7 +90,7 @@ def test_nothing_but_a_class_of_ours_is_made_of_a_config(path: str, nested: bool
 
 def test_a_class_of_ours_that_is_no_captioner_is_refused(tmp_path: Path) -> None:
     run = tiny.write_run(tmp_path, {"class_path": "distcap.models.Sampler", "init_args": {}})
-    with pytest.raises(UserError, match=r"Sampler cannot be made of its init_args"):
+    with pytest.raises(UserError, match=r"Sampler cannot be made of its init_args|is no captioner"):
         load_captioner(run)
     with pytest.raises(UserError, match=r"Sampler is no CLIP"):
         reward_clip(tiny.write_run(tmp_path, clip={"class_path": "distcap.models.Sampler"}))
@@ -96,14 +104,15 @@ def test_a_tag_in_the_config_executes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_class_of_ones_own_is_made_where_its_author_is_trusted(tmp_path: Path, monkeypatch) -> None:
-    module = "from distcap.models import VisionEncoderDecoder\nclass Mine(VisionEncoderDecoder): pass\n"
-    (tmp_path / "my_captioner.py").write_text(module)
+def test_a_class_of_ones_own_is_made_with_its_dataclasses_where_its_author_is_trusted(
+    tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / "my_captioner.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
-    run = tiny.write_run(tmp_path / "run", {"class_path": "my_captioner.Mine"})
+    run = tiny.write_run(tmp_path / "run", {"class_path": "my_captioner.Mine", "init_args": {"sampler": {"beams": 3}}})
     with pytest.raises(UserError, match=r"'my_captioner\.Mine'.* say --trust true"):
         load_captioner(run)
-    assert type(load_captioner(run, trust=True)).__name__ == "Mine"
+    assert load_captioner(run, trust=True).sampler == Sampler(beams=3)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def caption_images(
         said = unfinished.captions(files)
         broken = unfinished.broken(files)
         if not said:
+            unfinished.remove()
             raise UserError(f"none of the {len(files)} images could be read; the first: {next(iter(broken.values()))}")
         rows, findings = _rank(said, chooser, captions if best_of else None, unfinished.folder)
         out.write(rows)
@@ -92,9 +93,7 @@ def make_sampler(method: Method | None, captions: int, best_of: int) -> Sampler:
         UserError: the numbers do not go together.
     """
     if captions < 1 or best_of < 0:
-        raise UserError(
-            f"--captions {captions} --best_of {best_of}: there are no fewer than one caption, of none or more"
-        )
+        raise UserError(f"--captions {captions} --best_of {best_of}: captions are one or more, best_of is none or more")
     if best_of and best_of <= captions:
         raise UserError(f"--best_of {best_of} leaves no choice of --captions {captions}; draw more than are kept")
     samples = best_of or captions
