@@ -111,9 +111,11 @@ def _plain(command: Callable[..., Any], name: str, args: list[str]) -> Any:
     what = (command.__doc__ or "").partition("Args:")[0]
     parser = OneLineParser(prog=f"distcap {name}", description=what)
     # Words in a row: of a positional list, jsonargparse would demand brackets.
-    rows = {key for key, one in inspect.signature(command).parameters.items() if one.annotation == list[str]}
-    for row in sorted(rows):
-        parser.add_argument(row, nargs="+", type=str, help="one or more")
+    rows: set[str | int] = {
+        key for key, one in inspect.signature(command).parameters.items() if one.annotation == list[str]
+    }
+    for row in rows:
+        parser.add_argument(str(row), nargs="+", type=str, help="one or more")
     parser.add_function_arguments(command, as_group=False, as_positional=True, skip=rows)
     return command(**parser.parse_args(args).as_dict())
 

@@ -140,7 +140,7 @@ def _build(node: Any, trust: bool) -> Any:
 
 def _typed(kind: Any, value: Any) -> Any:
     """A dict that stands for a dataclass, for the command line writes those without their class_path."""
-    dataclasses = [one for one in (kind, *get_args(kind)) if is_dataclass(one)]
+    dataclasses = [one for one in (kind, *get_args(kind)) if isinstance(one, type) and is_dataclass(one)]
     return dataclasses[0](**value) if dataclasses and isinstance(value, dict) else value
 
 

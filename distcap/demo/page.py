@@ -41,10 +41,10 @@ def open_page(
 
     comparison = Comparison.of_runs(run, mle, trust=trust)
     with gradio.Blocks(title=f"distcap: {Path(run).name}") as page:
-        gradio.HTML(INTRO, padding=False)
+        gradio.HTML(INTRO)
         uploads = gradio.File(file_count="multiple", type="filepath", label="Pictures", height=180)
         button = gradio.Button("Caption them", variant="primary")
-        results = gradio.HTML(padding=False)
+        results = gradio.HTML()
         button.click(partial(respond, comparison), uploads, results)
     try:
         page.launch(
