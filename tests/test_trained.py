@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,7 @@ def test_a_class_of_ones_own_is_made_with_its_dataclasses_where_its_author_is_tr
     run = tiny.write_run(tmp_path / "run", {"class_path": "my_captioner.Mine", "init_args": {"sampler": {"beams": 3}}})
     with pytest.raises(UserError, match=r"'my_captioner\.Mine'.* say --trust true"):
         load_captioner(run)
+    assert "my_captioner" not in sys.modules  # importing it would have run it
     assert load_captioner(run, trust=True).sampler == Sampler(beams=3)
 
 
