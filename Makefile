@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## paint the embedded benchmark, train, evaluate, report; another: make demo SEED=1 RUN=demo-1
-	$(BIN)/distcap demo --run $(RUN) --seed $(SEED)
+	$(BIN)/distcap quickstart --run $(RUN) --seed $(SEED)
 
 ablation: $(STAMP)  ## all systems on the benchmark, three seeds, then docs/results.md; interrupted, it goes on
 	$(BIN)/distcap ablation --docs docs

@@ -3,12 +3,13 @@
 Commands are told apart before anything heavy is imported, so that `distcap --help` answers at once.
 """
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distcap import __version__
 from distcap.types import UserError
@@ -26,7 +27,9 @@ stages, configured in YAML (a path, or one of the shipped ones; see `distcap con
   predict    caption images:                  distcap predict --config demo/mle.yaml --run demo/mle
 
 plain commands:
-  demo       the whole method on the embedded benchmark, from painting its pictures to the report
+  caption    caption any images, and see which of them each caption finds
+  demo       a page: drop images, see what a run says of them and which of them each caption finds
+  quickstart the whole method on the embedded benchmark, from painting its pictures to the report
   ablation   every system on the embedded benchmark, several seeds, one table
   prepare    get ready: coco, flickr30k, nocaps, shards, the embedded benchmark, SPICE
   report     one HTML page that compares the runs of a folder
@@ -49,6 +52,11 @@ def main(argv: Sequence[str] | None = None) -> Any:
     try:
         if args[0] in STAGE_COMMANDS:
             return _stage(args)
+        if args[0] == "demo" and (len(args) == 1 or args[1].partition("=")[0] in ("--run", "--seed", "--size")):
+            raise UserError(
+                "demo needs a trained run, e.g. distcap demo runs/demo/distcap, and opens a page; "
+                "what trains one on the embedded benchmark is `distcap quickstart`"
+            )
         if args[0] in COMMANDS:
             return _plain(COMMANDS[args[0]], args[0], args[1:])
         raise UserError(f"unknown command {args[0]!r}; there are {', '.join([*STAGE_COMMANDS, *COMMANDS])}")
@@ -108,13 +116,13 @@ def _plain(command: Callable[..., Any] | dict[str, Callable[..., Any]], name: st
 
     if not isinstance(command, dict):
         parser = OneLineParser(prog=f"distcap {name}", description=_summary(command))
-        parser.add_function_arguments(command, as_group=False, as_positional=True)
+        _add_arguments(parser, command)
         return command(**parser.parse_args(args).as_dict())
     parser = OneLineParser(prog=f"distcap {name}")
     choices = parser.add_subcommands(dest="what", title="what")
     for what, function in command.items():
         choice = OneLineParser(description=_summary(function))
-        choice.add_function_arguments(function, as_group=False, as_positional=True)
+        _add_arguments(choice, function)
         choices.add_subcommand(what, choice, help=_summary(function))
     parsed = parser.parse_args(args)
     return command[parsed.what](**parsed[parsed.what].as_dict())
@@ -122,7 +130,17 @@ def _plain(command: Callable[..., Any] | dict[str, Callable[..., Any]], name: st
 
 def _summary(command: Callable[..., Any]) -> str:
     """What a command's docstring says before its arguments, which have a help of their own."""
-    return (command.__doc__ or "").partition("\n\n")[0]
+    return (command.__doc__ or "").partition("Args:")[0].strip()
+
+
+def _add_arguments(parser: Any, command: Callable[..., Any]) -> None:
+    """The command's parameters, those without a default as words in their order."""
+    # Words in a row: of a positional list, jsonargparse would demand brackets.
+    parameters = inspect.signature(command).parameters.items()
+    rows: set[str | int] = {key for key, one in parameters if one.annotation == list[str]}
+    for row in rows:
+        parser.add_argument(str(row), nargs="+", type=str, help="one or more")
+    parser.add_function_arguments(command, as_group=False, as_positional=True, skip=rows)
 
 
 @contextmanager
@@ -134,7 +152,84 @@ def _disk_errors() -> Iterator[None]:
         raise UserError(f"{error.filename or 'the disk'}: {error.strerror or error}; what was done is kept") from error
 
 
-def demo(run: str = "demo", seed: int = 0, size: float = 1.0) -> None:
+def caption(
+    images: list[str],
+    run: str = "runs/rl",
+    output: str | None = None,
+    format: Literal["jsonl", "csv", "txt"] = "jsonl",
+    captions: int = 1,
+    best_of: int = 0,
+    sampler: Literal["greedy", "beam", "multinomial"] | None = None,
+    clip: str | None = None,
+    pretrained: str = "openai",
+    captioner: str = "VisionEncoderDecoder",
+    batch_size: int = 32,
+    num_workers: int = 4,
+    seed: int = 0,
+    overwrite: bool = False,
+    trust: bool = False,
+) -> None:
+    """Caption images: files, folders, or patterns. Interrupted, it goes on.
+
+    With a CLIP, each caption has the rank of its image among all that were given, and the image that it is most easily
+    taken for: so one sees which are still confusable.
+
+    Args:
+        images: files, folders and patterns.
+        run: a run folder; or another captioner, a folder in the Hugging Face format or a name on its hub.
+        output: the file that is written, captions.FORMAT by default; for txt a folder, by default each image's own.
+        format: a row for each caption as JSON lines or CSV, or a text file for each image with a line for each caption.
+        captions: of each image; more than one are samples, as they were drawn.
+        best_of: draw so many samples of each image, and of the different ones keep those that CLIP likes best; 0 for no
+            choice.
+        sampler: greedy for one caption and multinomial for several, by default.
+        clip: what ranks and chooses, a run of the clip stage or an open_clip model; the run's reward CLIP by default.
+            "none" to do without.
+        pretrained: open_clip's tag, or a file of weights, for a model of --clip.
+        captioner: the class in distcap.models of a captioner that is no run; a run's config tells its own.
+        batch_size: images at a time.
+        num_workers: processes that decode images.
+        seed: of the samples.
+        overwrite: what is there already.
+        trust: let the run's config name classes from outside distcap, which executes their code.
+    """
+    from distcap.caption import caption_images
+
+    caption_images(
+        images,
+        run=run,
+        form=format,
+        output=output,
+        captions=captions,
+        best_of=best_of,
+        method=sampler,
+        clip=clip,
+        pretrained=pretrained,
+        family=captioner,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        seed=seed,
+        overwrite=overwrite,
+        trust=trust,
+    )
+
+
+def demo(run: str, mle: str | None = None, port: int | None = None, share: bool = False, trust: bool = False) -> None:
+    """A page in the browser: drop images that look alike, and see which of them each caption finds. Ctrl-C ends it.
+
+    Args:
+        run: a run folder of the RL stage, e.g. runs/demo/distcap.
+        mle: the run that it is compared with; by default the one that it was trained from.
+        port: of the page on this machine; by default the first free one from 7860 on.
+        share: give the page a public address for three days, through gradio's servers.
+        trust: let a run's config name classes from outside distcap, which executes their code.
+    """
+    from distcap.demo import serve
+
+    serve(run, mle, port, share, trust)
+
+
+def quickstart(run: str = "demo", seed: int = 0, size: float = 1.0) -> None:
     """The whole method on the embedded benchmark: paint, train, evaluate, report. Interrupted, it goes on.
 
     Args:
@@ -142,9 +237,9 @@ def demo(run: str = "demo", seed: int = 0, size: float = 1.0) -> None:
         seed: of the pictures and of all training.
         size: factor of the number of training steps, for a quick look.
     """
-    from distcap.demo import run_demo
+    from distcap.quickstart import run_quickstart
 
-    run_demo(run, seed, size)
+    run_quickstart(run, seed, size)
 
 
 def ablation(
@@ -265,17 +360,18 @@ def report(folder: str, output: str | None = None, images: int = 24, seed: int =
     print(write(Path(folder), output=Path(output) if output else None, images=images, seed=seed))
 
 
-def export(run: str, output: str | None = None, license: str | None = None) -> None:
+def export(run: str, output: str | None = None, license: str | None = None, trust: bool = False) -> None:
     """A Hugging Face folder of a run's captioner, with a model card. Plain transformers loads it, without distcap.
 
     Args:
         run: folder of a run that trained a captioner, e.g. runs/demo/distcap.
         output: the folder to write; by default RUN/export.
         license: for the card, in the hub's words, e.g. mit; left out if nobody says it.
+        trust: let the run's config name classes from outside distcap, which executes their code.
     """
     from distcap.export import export_run
 
-    print(export_run(Path(run), output=Path(output) if output else None, license=license))
+    print(export_run(Path(run), Path(output) if output else None, license, trust=trust))
 
 
 def configs() -> None:
@@ -295,7 +391,9 @@ PREPARE: dict[str, Callable[..., Any]] = {
     "spice": spice,
 }
 COMMANDS: dict[str, Callable[..., Any] | dict[str, Callable[..., Any]]] = {
+    "caption": caption,
     "demo": demo,
+    "quickstart": quickstart,
     "ablation": ablation,
     "prepare": PREPARE,
     "report": report,

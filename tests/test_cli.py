@@ -72,6 +72,27 @@ def test_an_unknown_option_or_value_is_named(capsys: pytest.CaptureFixture[str],
     assert name in fails(capsys, workshop, "fit", "--config", "demo/mle.yaml", option)
 
 
+@pytest.mark.parametrize("args", [(), ("--run", "demo", "--seed", "0"), ("--run=demo",), ("--size", "0.1")])
+def test_the_old_spelling_of_quickstart_is_told_the_new_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, args: tuple[str, ...]
+) -> None:
+    line = fails(capsys, tmp_path, "demo", *args)
+    assert "demo needs a trained run" in line
+    assert "`distcap quickstart`" in line
+
+
+def test_a_list_of_words_needs_no_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def name(words: list[str], loud: bool = False) -> None:
+        calls.append((words, loud))
+
+    monkeypatch.setitem(COMMANDS, "configs", name)
+    main(["configs", "one", "--loud", "true"])
+    main(["configs", "[2]", "3", "null"])
+    assert calls == [(["one"], True), (["[2]", "3", "null"], False)]
+
+
 def test_a_stage_without_arguments_is_told_of_a_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "test needs a config, e.g. --config demo/mle.yaml" in fails(capsys, tmp_path, "test")
 

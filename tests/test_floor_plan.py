@@ -12,13 +12,13 @@ import distcap
 
 FLOORS = (
     {"types", "functional", "ngrams", "corruptions"},
-    {"models", "data"},
-    {"view", "corpus"},
+    {"models", "data", "finding"},
+    {"view", "corpus", "trained"},
     {"experience"},  # knows a corpus by its protocol alone
     {"rewards", "baselines", "objectives", "metrics", "health"},
     {"stages", "callbacks", "report", "export"},
     # Commands: they know each other, and import late what is heavy.
-    {"cli", "lightning_cli", "steps", "demo", "ablation", "records"},
+    {"cli", "lightning_cli", "steps", "quickstart", "ablation", "records", "caption", "demo"},
 )
 FOUNDATION = "types"
 """Known to all, its neighbours too."""

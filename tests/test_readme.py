@@ -25,7 +25,9 @@ CONFIGS = sorted(
 )
 
 WORK = (
-    "distcap.demo.run_demo",
+    "distcap.caption.caption_images",
+    "distcap.demo.serve",
+    "distcap.quickstart.run_quickstart",
     "distcap.data.scenes.paint_benchmark",
     "distcap.data.prepare.prepare_coco",
     "distcap.data.prepare.prepare_flickr30k",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 
@@ -86,6 +87,20 @@ def make_captioner(
         for parameter in captioner.model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.15)
     return captioner.eval()
+
+
+VED = "distcap.models.VisionEncoderDecoder"
+
+
+def write_run(folder: Path, captioner: Any = None, clip: Any = None, *, seed: int = 0, **more: Any) -> str:
+    """A run folder of the RL stage: a config, and a captioner of 32-pixel images if there was none yet."""
+    if not (folder / "captioner").exists():
+        make_captioner(seed=seed).save_pretrained(folder / "captioner")
+    captioner = {"class_path": VED, "init_args": {"init_from": "runs/demo/mle"}} if captioner is None else captioner
+    model = {"class_path": "distcap.stages.RL", "init_args": {"captioner": captioner, "clip": clip}}
+    config = {"run": "demo/rl", "model": model, "data": {"init_args": {"image_size": 32}}, **more}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return str(folder)
 
 
 EVALUATION: dict[str, Any] = {

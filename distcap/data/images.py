@@ -91,7 +91,7 @@ class ImageDataset(Dataset):
         try:
             return decode(self.paths[index], self.size)
         except UserError as error:
-            return f"image id {self.entries[index].image_id}: {error}; {REMEDY}"
+            return str(error)
 
     def keep_in_memory(self, threads: int, description: str) -> None:
         """Decode every image now, once: N x 3 x size x size bytes."""
@@ -127,18 +127,22 @@ class ImageLoader(DataLoader):
         try:
             for batch, errors in super().__iter__():
                 if errors and self.dataset.on_error == "raise":
-                    fatal = next(iter(errors.values()))
+                    fatal = f"{_first(errors)}; {REMEDY}"
                     break
                 skipped.update(errors)
                 if batch is not None:
                     yield batch
         finally:  # also where the consumer knows the number of batches and does not come back after the last
             if len(skipped) > before:
-                first = next(iter(skipped.values()))
-                warnings.warn(f"skipped {len(skipped)} unreadable images; the first: {first}", stacklevel=2)
+                warnings.warn(f"skipped {len(skipped)} unreadable images; the first: {_first(skipped)}", stacklevel=2)
         if fatal:
             self._iterator = None  # ends the workers; the traceback would keep them, and make the process wait for them
             raise UserError(fatal)
+
+
+def _first(errors: dict[int, str]) -> str:
+    image_id, message = next(iter(errors.items()))
+    return f"image id {image_id}: {message}"
 
 
 def loader(dataset: ImageDataset, *, batch_size: int, num_workers: int, **kwargs: Any) -> ImageLoader:

@@ -13,13 +13,14 @@ from distcap.types import UserError
 log = logging.getLogger(__name__)
 
 
-def export_run(run: Path, output: Path | None = None, license: str | None = None) -> Path:
+def export_run(run: Path, output: Path | None = None, license: str | None = None, *, trust: bool = False) -> Path:
     """Write a run's captioner for programs that know transformers and nothing of distcap, with a model card.
 
     Args:
         run: folder of a run that trained a captioner.
         output: the folder to be written; by default RUN/export. It must not be there yet, or be empty.
         license: the captioner's, in the hub's words ("mit"); None leaves it out, for nobody but its owner knows it.
+        trust: let the run's config name classes from outside distcap.models, which executes their code.
 
     Returns:
         The folder.
@@ -33,7 +34,7 @@ def export_run(run: Path, output: Path | None = None, license: str | None = None
     trained = TrainedRun.read(run)
     if not trained.metrics:
         log.warning("%s has no metrics.json: the card says that nothing was measured; `distcap test` measures", run)
-    captioner, decoder = trained.load()
+    captioner, decoder = trained.load(trust=trust)
     for split, signature in trained.signatures.items():
         if signature["decoder"] != decoder_line(decoder):
             log.warning(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distcap.models import Captioner, Sampler
+from distcap.trained import load_captioner
 from distcap.types import UserError
 
 
@@ -62,23 +63,9 @@ class TrainedRun:
             [row["sentence"] for row in _read_json(folder / "health.json", [])],
         )
 
-    def load(self) -> tuple[Captioner, Sampler]:
-        """The captioner as training left it, and how its captions are decoded."""
-        from jsonargparse import ArgumentError, ArgumentParser
-
-        spec = self.stage["captioner"]
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(Captioner, "captioner", required=True)
-        parser.add_argument("--decoder", type=Sampler)
-        captioner = {**spec, "init_args": {**spec.get("init_args", {}), "init_from": str(self.folder)}}
-        try:
-            config = parser.parse_object({"captioner": captioner, "decoder": self.stage["decoder"]})
-        except ArgumentError as error:
-            raise UserError(
-                f"{self.folder}/config.yaml names no captioner that this distcap knows: {' '.join(str(error).split())}"
-            ) from error
-        found = parser.instantiate_classes(config)
-        return found.captioner.eval(), found.decoder
+    def load(self, *, trust: bool = False) -> tuple[Captioner, Sampler]:
+        """The captioner as training left it, and how its captions are decoded; see `distcap.trained.load_captioner`."""
+        return load_captioner(str(self.folder), trust=trust), Sampler(**self.stage["decoder"])
 
     def base_model(self) -> str | None:
         """The model on the Hugging Face hub that training began with, found through earlier runs; None if none did."""

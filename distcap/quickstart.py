@@ -27,7 +27,7 @@ KEYS = (
 """What the summary tells of a run, on the test split; METEOR and SPICE join where Java is installed."""
 
 
-def run_demo(run: str, seed: int, size: float) -> None:
+def run_quickstart(run: str, seed: int, size: float) -> None:
     """Paint, train, evaluate and report in runs/RUN. A step that is done is not done again; half of one is resumed."""
     if size <= 0 or seed < 0:
         raise UserError(f"a demo of seed {seed} and size {size}: a seed is 0 or more, a size more than 0")

@@ -1,0 +1,162 @@
+"""Trained runs in use: a run's captioner, the CLIP that ranks its captions, and what it was trained from.
+
+A config.yaml may be anybody's. It is read as data, and the only classes that it can name are those of distcap.models,
+unless the user trusts it.
+"""
+
+import os
+from dataclasses import is_dataclass
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from distcap.models import Captioner, FrozenClip
+from distcap.types import UserError
+
+IMAGE_SIZE = 224
+"""Of the pixels that a captioner sees, where no config tells it."""
+
+
+def load_captioner(source: str, *, family: str = "VisionEncoderDecoder", trust: bool = False) -> Captioner:
+    """A trained captioner, frozen and in eval mode.
+
+    Args:
+        source: a run folder, a folder in the Hugging Face format, or a name on its hub.
+        family: the captioner's class in distcap.models, where it is not a run whose config.yaml tells it.
+        trust: let the config name classes from outside distcap.models, which executes their code.
+
+    Raises:
+        UserError: there is no such captioner, or its config names what it must not.
+    """
+    node: dict[str, Any] = {"class_path": f"distcap.models.{family}"}
+    if is_run(source):
+        if not (Path(source) / "captioner").is_dir():
+            raise UserError(f"{source}: no captioner there; its training has not ended, or it trained something else")
+        node = _captioner(source)
+    found = _build({**node, "init_args": {**(node.get("init_args") or {}), "init_from": source}}, trust)
+    if not isinstance(found, Captioner):
+        raise UserError(f"{source}: {node['class_path']} is no captioner")
+    return found.requires_grad_(False).eval()
+
+
+def reward_clip(run: str, *, trust: bool = False) -> FrozenClip | None:
+    """The CLIP that rewarded a run's captioner; of a run without rewards, the one that evaluates it. None if none did.
+
+    Raises:
+        UserError: the run's config names what it must not.
+    """
+    if not is_run(run):
+        return None
+    config = _config(run)
+    callbacks = _at(config, "trainer", "callbacks")
+    evaluations = [one for one in callbacks if isinstance(one, dict)] if isinstance(callbacks, list) else []
+    nodes = [_at(one, "init_args", "clip") for one in [_at(config, "model"), *evaluations]]
+    node = next((node for node in nodes if isinstance(node, dict)), None)
+    if node is None:
+        return None
+    found = _build(_from_here(run, config, node), trust)
+    if not isinstance(found, FrozenClip):
+        raise UserError(f"{run}: {node.get('class_path')} is no CLIP")
+    return found
+
+
+def trained_from(run: str) -> str | None:
+    """Where a run's captioner came from, as a source of `load_captioner`; None if it was untrained."""
+    init_from = _at(_captioner(run), "init_args", "init_from")
+    return None if init_from is None else str(init_from)
+
+
+def image_size(source: str) -> int:
+    """Height and width of the pixels that a source's captioner was trained on."""
+    found = _at(_config(source), "data", "init_args", "image_size") if is_run(source) else None
+    return found if isinstance(found, int) else IMAGE_SIZE
+
+
+def is_run(source: str) -> bool:
+    """Whether a source is a run folder of `distcap fit`."""
+    return (Path(source) / "config.yaml").is_file()
+
+
+def _config(run: str) -> dict[str, Any]:
+    file = Path(run) / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: not a run's config ({' '.join(str(error).split())})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: not a run's config, it holds a {type(config).__name__}")
+    return config
+
+
+def _captioner(run: str) -> dict[str, Any]:
+    config = _config(run)
+    node = _at(config, "model", "init_args", "captioner")
+    if not isinstance(node, dict):
+        raise UserError(f"{run}: its config.yaml names no captioner (model.init_args.captioner); name an mle or RL run")
+    return _from_here(run, config, node)
+
+
+def _at(config: Any, *keys: str) -> Any:
+    """What stands at a path of keys; None where there is nothing."""
+    for key in keys:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
+
+
+def _from_here(run: str, config: dict[str, Any], value: Any) -> Any:
+    """A value of the config with the paths that were relative to where `distcap fit` ran relative to the run.
+
+    So that a family of runs can be used from another folder, or moved.
+    """
+    if isinstance(value, list):
+        return [_from_here(run, config, one) for one in value]
+    if isinstance(value, dict):
+        return {key: _from_here(run, config, one) for key, one in value.items()}
+    if not isinstance(value, str) or not value or os.path.isabs(value):
+        return value
+    there = os.path.normpath(os.path.join(run, os.path.relpath(value, os.path.join("runs", str(config.get("run"))))))
+    return there if os.path.exists(there) else value
+
+
+def _build(node: Any, trust: bool) -> Any:
+    """The object that a class_path and its init_args describe; any other value as it is."""
+    if isinstance(node, list):
+        return [_build(one, trust) for one in node]
+    if not isinstance(node, dict):
+        return node
+    if "class_path" not in node:
+        return {key: _build(value, trust) for key, value in node.items()}
+    made = _class(str(node["class_path"]), trust)
+    args = _build(node.get("init_args") or {}, trust)
+    try:
+        kinds = {name: one.annotation for name, one in signature(made, eval_str=True).parameters.items()}
+        return made(**{name: _typed(kinds.get(name), value) for name, value in args.items()})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{node['class_path']} cannot be made of its init_args: {error}") from error
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """A dict that stands for a dataclass, for the command line writes those without their class_path."""
+    dataclasses = [one for one in (kind, *get_args(kind)) if isinstance(one, type) and is_dataclass(one)]
+    return dataclasses[0](**value) if dataclasses and isinstance(value, dict) else value
+
+
+def _class(path: str, trust: bool) -> type:
+    module, _, name = path.rpartition(".")
+    refused = UserError(
+        f"the config names {path!r}, which is no class of distcap.models; "
+        "if you trust its author and want that code to run, say --trust true"
+    )
+    if not trust and module.split(".")[:2] != ["distcap", "models"]:
+        raise refused
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"the config names {path!r}, and there is no such class ({error})") from error
+    # A module of distcap.models also holds what it imports, which is not ours to call.
+    if not trust and not (isinstance(found, type) and found.__module__.startswith("distcap.models.")):
+        raise refused
+    return found
