@@ -99,7 +99,7 @@ def test_plain_transformers_gives_the_runs_captions_where_distcap_is_not_install
 def test_the_decoding_rules_are_the_runs_and_no_others(run: Path) -> None:
     rules = json.loads((run / "export" / "generation_config.json").read_text())
     del rules["transformers_version"]
-    tokens = {"decoder_start_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    tokens = {"bos_token_id": 1, "decoder_start_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     one = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "no_repeat_ngram_size": 0}
     assert rules == {**tokens, **one, "max_new_tokens": 12, "use_cache": True}
 
