@@ -33,6 +33,7 @@ plain commands:
   ablation   every system on the embedded benchmark, several seeds, one table
   prepare    get ready: coco, flickr30k, nocaps, shards, the embedded benchmark, SPICE
   report     one HTML page that compares the runs of a folder
+  export     a Hugging Face folder with a model card, for transformers without distcap
   configs    list the shipped configs
 
 `distcap COMMAND --help` tells more. Any setting of a YAML can be overridden: --model.learning_rate=1e-5.
@@ -359,6 +360,20 @@ def report(folder: str, output: str | None = None, images: int = 24, seed: int =
     print(write(Path(folder), output=Path(output) if output else None, images=images, seed=seed))
 
 
+def export(run: str, output: str | None = None, license: str | None = None, trust: bool = False) -> None:
+    """A Hugging Face folder of a run's captioner, with a model card. Plain transformers loads it, without distcap.
+
+    Args:
+        run: folder of a run that trained a captioner, e.g. runs/demo/distcap.
+        output: the folder to write; by default RUN/export.
+        license: for the card, in the hub's words, e.g. mit; left out if nobody says it.
+        trust: let the run's config name classes from outside distcap, which executes their code.
+    """
+    from distcap.export import export_run
+
+    print(export_run(Path(run), Path(output) if output else None, license, trust=trust))
+
+
 def configs() -> None:
     """List the shipped configs, each with the first line of its head."""
     root = configs_folder()
@@ -382,6 +397,7 @@ COMMANDS: dict[str, Callable[..., Any] | dict[str, Callable[..., Any]]] = {
     "ablation": ablation,
     "prepare": PREPARE,
     "report": report,
+    "export": export,
     "configs": configs,
 }
 

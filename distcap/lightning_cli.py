@@ -5,6 +5,7 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from distcap.callbacks import Predictions
+from distcap.callbacks import Dashboard, Predictions
 from distcap.cli import STAGE_COMMANDS, configs_folder
 from distcap.data import CocoCaptions, ImageFolder
 from distcap.types import UserError
@@ -58,8 +59,8 @@ def beside(run: str, value: Any) -> Any:
 
 
 def run_folder(run: str) -> str:
-    """Where a run writes."""
-    return os.path.join("runs", run)
+    """Where a run writes. $WANDB_RUN_ID and the like are filled in, for a sweep gives all its runs one name."""
+    return os.path.join("runs", os.path.expandvars(run))
 
 
 class DistcapCLI(LightningCLI):
@@ -72,6 +73,7 @@ class DistcapCLI(LightningCLI):
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_on_exception": True})
         # Else what is saved last is the last validated epoch, and not the captioner that training ended with.
         parser.set_defaults({"checkpoint.save_on_train_epoch_end": True})
+        parser.add_lightning_class_args(Dashboard, "dashboard")
         parser.link_arguments("run", "trainer.default_root_dir", compute_fn=run_folder)
         parser.link_arguments(
             "run", "checkpoint.dirpath", compute_fn=lambda run: os.path.join(run_folder(run), "checkpoints")
@@ -85,7 +87,12 @@ class DistcapCLI(LightningCLI):
                 one.init_args.save_dir = run_folder(config.run)
                 # A CSVLogger begins its file anew: only training writes to the run's own.
                 plain = "" if self.subcommand == "fit" else self.subcommand
-                one.init_args.name = config.run if "Wandb" in one.class_path else plain
+                one.init_args.name = os.path.expandvars(config.run) if "Wandb" in one.class_path else plain
+                if one.class_path.endswith("TensorBoardLogger") and find_spec("tensorboard") is None:
+                    raise UserError(
+                        "TensorBoard isn't installed: pip install 'distcap[tensorboard]', or log elsewhere, e.g. "
+                        "--config logger/csv.yaml"
+                    )
         if self.subcommand != "fit" and config.ckpt_path == "last":
             config.ckpt_path = os.path.join(run_folder(config.run), "checkpoints", "last.ckpt")
         if (path := config.get("ckpt_path")) and path not in ("last", "best", "hpc") and not Path(path).is_file():

@@ -10,6 +10,7 @@ import tiny
 import torch
 import yaml
 from safetensors.torch import load_file
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
 
 from distcap.ablation import SYSTEMS
 from distcap.cli import configs_folder
@@ -192,3 +193,43 @@ def test_the_head_of_a_config_says_what_it_is_and_a_full_one_how_to_run_it(name:
     assert lines[0].startswith("# ")
     if name in FULL:
         assert any(line.startswith(f"#   distcap fit --config {name}") for line in lines)
+
+
+SWEEPS = sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml"))
+
+
+def commands(sweep: dict[str, Any]) -> list[list[str]]:
+    """What a W&B agent executes for the first and for the last value of each parameter, expanded as it does."""
+    lines = []
+    for which in (0, -1):
+        chosen = {name: {"value": parameter["values"][which]} for name, parameter in sweep["parameters"].items()}
+        macros = create_sweep_command_args({"args": chosen}) | {"env": ["/usr/bin/env"], "program": [sweep["program"]]}
+        parts = [
+            macros[part[2:-1]] if part.startswith("${") else [part] for part in create_sweep_command(sweep["command"])
+        ]
+        lines.append([argument for part in parts for argument in part])
+    return lines
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_sweep_trains_a_step_with_its_first_and_last_weights(
+    name: str, workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = load_sweep_config(str(ROOT / "sweeps" / f"{name}.yaml"))
+    for number, (env, program, *args) in enumerate(commands(sweep)):
+        assert (env, program) == ("/usr/bin/env", "distcap")
+        monkeypatch.setenv("WANDB_RUN_ID", f"id{number}")
+        small = (*STEP, *overrides(load(ROOT / "rl.yaml")), "--test_after_fit=false", "--trainer.logger=false")
+        args[args.index("--run") + 1] = f"demo/{args[args.index('--run') + 1]}"
+        cli = tiny.run(workshop, *args, *small)
+        assert cli.trainer.global_step == 1
+        assert (workshop / "runs" / "demo" / f"sweep-id{number}" / "config.yaml").is_file()
+        for parameter, values in sweep["parameters"].items():
+            _, part, key, attribute = parameter.split(".")
+            assert getattr(getattr(cli.model, part)[key], attribute) == values["values"][-number]
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_looks_for_the_most_of_a_metric_that_is_logged(name: str) -> None:
+    metric = yaml.safe_load((ROOT / "sweeps" / f"{name}.yaml").read_text())["metric"]
+    assert metric == {"name": "val/judge_t2i_recall@1", "goal": "maximize"}

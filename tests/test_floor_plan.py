@@ -16,7 +16,7 @@ FLOORS = (
     {"view", "corpus", "trained"},
     {"experience"},  # knows a corpus by its protocol alone
     {"rewards", "baselines", "objectives", "metrics", "health"},
-    {"stages", "callbacks", "report"},
+    {"stages", "callbacks", "report", "export"},
     # Commands: they know each other, and import late what is heavy.
     {"cli", "lightning_cli", "steps", "quickstart", "ablation", "records", "caption", "demo"},
 )

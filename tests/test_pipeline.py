@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -246,20 +243,3 @@ def test_a_run_interrupted_between_epochs_and_resumed_ends_as_one_that_was_not(f
     whole, resumed = weights(folder, f"demo/whole-{config}"), weights(folder, f"demo/resumed-{config}")
     for key, value in whole.items():
         assert torch.equal(resumed[key], value), key
-
-
-def test_weights_and_biases_writes_a_run_offline(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def apart(folder: Path, *args: str) -> None:
-        """In a process of its own, which knows nothing of a run that another test of this one began."""
-        env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_S")}  # service, silence
-        subprocess.run(
-            [sys.executable, "-m", "distcap.cli", *args], cwd=folder, check=True, capture_output=True, env=env
-        )
-
-    monkeypatch.setattr(tiny, "run", apart)
-    wandb = (
-        '--trainer.logger={"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "distcap"}}'
-    )
-    fit(folder, "rl", "demo/wandb", wandb, "--test_after_fit=false", steps=3, callbacks=[tiny.EVALUATION])
-    (file,) = (folder / "runs" / "demo" / "wandb" / "wandb").glob("offline-run-*/*.wandb")
-    assert file.stat().st_size > 0

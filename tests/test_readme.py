@@ -35,6 +35,7 @@ WORK = (
     "distcap.data.shard_writer.write_shards",
     "distcap.metrics.java.install_spice",
     "distcap.report.report",
+    "distcap.export.export_run",
 )
 """What the plain commands do once they are understood."""
 

@@ -1,7 +1,8 @@
 """Callbacks, attached in YAML."""
 
+from distcap.callbacks.dashboard import Dashboard
 from distcap.callbacks.evaluation import Evaluation
 from distcap.callbacks.hacking import HackingWatch
 from distcap.callbacks.predictions import Predictions
 
-__all__ = ["Evaluation", "HackingWatch", "Predictions"]
+__all__ = ["Dashboard", "Evaluation", "HackingWatch", "Predictions"]

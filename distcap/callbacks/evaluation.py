@@ -9,10 +9,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from distcap.callbacks.dashboard import wandb_loggers
 from distcap.functional import ranks
 from distcap.metrics.domains import domain_scores
 from distcap.metrics.ngram import split_scores, writing_scores
 from distcap.metrics.retrieval import RetrievalRecall
+from distcap.metrics.signature import signature
 from distcap.models import FrozenClip
 from distcap.types import UserError
 
@@ -25,8 +27,8 @@ class Evaluation(Callback):
     Of images without human captions: recall, and of the n-gram metrics those that compare with nobody.
 
     Logged as val/... and test/...; written to RUN/metrics.json and RUN/captions_SPLIT.json. The values of each image,
-    for intervals and paired tests, are in RUN/scores_SPLIT.json. Where images belong to domains, as those of nocaps do,
-    each domain has its metrics, too, such as test/in_domain/cider.
+    for intervals and paired tests, are in RUN/scores_SPLIT.json, and with them how all was computed. Where images
+    belong to domains, as those of nocaps do, each domain has its metrics, too, such as test/in_domain/cider.
 
     Args:
         clip: the CLIP of the reward.
@@ -122,7 +124,8 @@ class Evaluation(Callback):
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(trainer.default_root_dir)
             _update_json(folder / "metrics.json", split, scores)
-            table = {"image_ids": list(captions), "scores": each}
+            how = signature(type(data).__name__, split, references, stage.decoder)
+            table = {"image_ids": list(captions), "scores": each, "signature": how}
             (folder / f"scores_{split}.json").write_text(json.dumps(table))
             rows = caption_table(captions, references, files, similarity, images)
             (folder / f"captions_{split}.json").write_text(json.dumps(rows, indent=1))
@@ -180,11 +183,9 @@ def _update_json(file: Path, split: str, scores: dict[str, float]) -> None:
 
 
 def _log_table(trainer: Trainer, split: str, rows: list[dict[str, Any]]) -> None:
-    from lightning.pytorch.loggers import WandbLogger
+    for logger in wandb_loggers(trainer):
+        import wandb
 
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            data = [[wandb.Image(r["file"]), next(iter(r["ground_truth"]), ""), r["caption"], r["rank"]] for r in rows]
-            logger.log_table(f"{split}/captions", ["image", "ground truth", "caption", "rank"], data)
+        data = [[wandb.Image(r["file"]), next(iter(r["ground_truth"]), ""), r["caption"], r["rank"]] for r in rows]
+        columns = ["image", "ground truth", "caption", "rank"]
+        logger.log_table(f"{split}/captions", columns, data, step=trainer.global_step)

@@ -96,3 +96,21 @@ class Captioner(nn.Module, ABC):
     @abstractmethod
     def save_pretrained(self, folder: Path) -> None:
         """Write the captioner in the Hugging Face format."""
+
+    def export(self, folder: Path, decoder: Sampler) -> str:
+        """Write the captioner for programs that know Hugging Face's transformers and nothing of distcap.
+
+        Args:
+            folder: gets what save_pretrained writes, the decoding rules as generation_config.json, and any code needed.
+            decoder: how captions are decoded.
+
+        Returns:
+            Python code that loads the captioner from `folder` and makes `captions` of the image files in `files`.
+
+        Raises:
+            UserError: transformers alone cannot caption as this captioner and decoder do.
+        """
+        raise UserError(
+            f"{type(self).__name__} has no export: transformers alone could not use it; write the class an export() "
+            "as that of distcap.models.VisionEncoderDecoder"
+        )

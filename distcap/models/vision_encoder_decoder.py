@@ -1,13 +1,31 @@
 """Captioners of Hugging Face's VisionEncoderDecoderModel family."""
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from distcap.models.captioner import Sampler
 from distcap.models.hugging_face import HuggingFaceCaptioner
+from distcap.models.image_processor import image_processor
+from distcap.models.lora import merged
 from distcap.types import UserError
+
+USAGE = """\
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+model = AutoModelForImageTextToText.from_pretrained(folder{trust}).eval()
+processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+
+images = [ImageOps.exif_transpose(Image.open(file)).convert("RGB") for file in files]
+tokens = model.generate(processor(images, return_tensors="pt").pixel_values)
+captions = [caption.strip() for caption in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+"""
 
 
 class VisionEncoderDecoder(HuggingFaceCaptioner):
@@ -44,7 +62,7 @@ class VisionEncoderDecoder(HuggingFaceCaptioner):
         """Build the untrained model once its vocabulary is known; nothing for one that was loaded."""
         if self.model is not None:
             return
-        from transformers import AutoConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTImageProcessor
+        from transformers import AutoConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 
         self.tokenizer = _word_tokenizer(captions)
         special = {
@@ -59,8 +77,7 @@ class VisionEncoderDecoder(HuggingFaceCaptioner):
         )
         config.decoder_start_token_id = self.tokenizer.bos_token_id
         config.pad_token_id = self.tokenizer.pad_token_id
-        side = config.encoder.image_size
-        self.processor = self.image_processor = ViTImageProcessor(size={"height": side, "width": side})
+        self.processor = self.image_processor = image_processor(config.encoder.image_size, [0.5] * 3, [0.5] * 3)
         self._adopt(VisionEncoderDecoderModel(config))
 
     def read(self, name: str) -> Any:
@@ -112,6 +129,36 @@ class VisionEncoderDecoder(HuggingFaceCaptioner):
     def save_pretrained(self, folder: Path) -> None:
         super().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def export(self, folder: Path, decoder: Sampler) -> str:
+        if decoder.guidance != 1:
+            raise UserError(
+                f"captions are decoded with guidance {decoder.guidance:g}, of which transformers alone knows nothing; "
+                "a captioner whose decoder has guidance: 1 can be exported"
+            )
+        self.save_pretrained(folder)
+        ordinary = self._sees_a_sequence()
+        if not ordinary:
+            self._with_feature_map().save_pretrained(folder)
+        image_processor(self.image_size, self.mean.flatten().tolist(), self.std.flatten().tolist()).save_pretrained(
+            folder
+        )
+        self._rules(decoder).save_pretrained(folder)
+        return USAGE.format(trust="" if ordinary else ", trust_remote_code=True")
+
+    def _sees_a_sequence(self) -> bool:
+        """Whether the encoder's output is (B, S, E), which is what Hugging Face's own class hands to the decoder."""
+        side = self.image_size
+        with torch.no_grad():
+            return self.model.encoder(pixel_values=self.mean.new_zeros(1, 3, side, side)).last_hidden_state.ndim == 3
+
+    def _with_feature_map(self) -> Any:
+        """The same model, of a class that can say how it is to be used: saved, it brings its code along."""
+        from distcap.models.feature_map_encoder_decoder import FeatureMapEncoderDecoder
+
+        model = FeatureMapEncoderDecoder(copy.deepcopy(self.model.config))
+        model.load_state_dict(self.model.state_dict() if self.lora is None else merged(self.model))
+        return model
 
 
 def _word_tokenizer(captions: Iterable[str]) -> Any:

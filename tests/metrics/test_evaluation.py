@@ -13,6 +13,7 @@ from distcap.callbacks import Evaluation
 from distcap.data.annotations import Entry
 from distcap.metrics.java import JavaScore, Texts
 from distcap.metrics.ngram import ngram_scores
+from distcap.models import Sampler
 
 TRUTHS = {2: ["red dog"], 5: ["blue cat"], 9: ["dog"]}
 CAPTIONS = {5: "blue cat", 2: "red dog dog", 9: "dog"}
@@ -60,7 +61,9 @@ def evaluate(
         world_size=1, datamodule=data, is_global_zero=True, fast_dev_run=0, default_root_dir=folder, loggers=[]
     )
     logged: dict[str, float] = {}
-    stage = SimpleNamespace(device="cpu", log_dict=lambda values, **_: logged.update(values))
+    stage = SimpleNamespace(
+        device="cpu", decoder=Sampler(method="greedy"), log_dict=lambda values, **_: logged.update(values)
+    )
     evaluation = Evaluation(Clip(), judge or Clip(blind=True), java=java)
     evaluation._captions = dict(CAPTIONS)
     evaluation.on_test_epoch_end(trainer, stage)
