@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ablation spice test lint format wheel clean
+.PHONY: help install demo ablation coco spice test lint format wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  make %-9s %s\n' "$$name" "$$what"; done
@@ -24,6 +24,9 @@ demo: $(STAMP)  ## paint the embedded benchmark, train, evaluate, report; anothe
 
 ablation: $(STAMP)  ## all systems on the benchmark, three seeds, then docs/results.md; interrupted, it goes on
 	$(BIN)/distcap ablation --docs docs
+
+coco: $(STAMP)  ## COCO from an empty disk to the results table: prepare, train, test, report; interrupted, it goes on
+	$(BIN)/distcap reproduce
 
 spice: $(STAMP)  ## fetch what the SPICE metric needs, 390 MB, by Maven
 	$(BIN)/distcap prepare spice

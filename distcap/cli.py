@@ -31,6 +31,7 @@ plain commands:
   demo       a page: drop images, see what a run says of them and which of them each caption finds
   quickstart the whole method on the embedded benchmark, from painting its pictures to the report
   ablation   every system on the embedded benchmark, several seeds, one table
+  reproduce  COCO from an empty disk to the results table
   prepare    get ready: coco, flickr30k, nocaps, shards, the embedded benchmark, SPICE
   report     one HTML page that compares the runs of a folder
   export     a Hugging Face folder with a model card, for transformers without distcap
@@ -264,6 +265,32 @@ def ablation(
     run_ablation(run, seeds, SYSTEMS if systems is None else systems, workers, docs)
 
 
+def reproduce(
+    run: str = "coco",
+    root: str = "data/coco",
+    archives: str | None = None,
+    images: str | None = None,
+    seed: int = 0,
+    overlay: str | None = None,
+    overlays: dict[str, str] = {},  # noqa: B006 - a value, never changed
+) -> None:
+    """COCO from an empty disk to the results table: prepare, train, test, report. Interrupted, it goes on.
+
+    Args:
+        run: everything but the data set is written to runs/RUN.
+        root: the folder of the data set.
+        archives: see `distcap prepare coco`.
+        images: likewise.
+        seed: of all training.
+        overlay: a config of your own that is laid over those of every run, e.g. with trainer: {devices: 8}.
+        overlays: likewise for single runs, e.g. '{"mle": "mine.yaml"}'; there are mle, discriminator, paper, distcap.
+    """
+    from distcap.reproduce import run_reproduction
+
+    with _disk_errors():
+        run_reproduction(run, Path(root), archives, images, seed, ({"": overlay} if overlay else {}) | overlays)
+
+
 def scenes(root: str = "data/scenes", seed: int = 0) -> None:
     """Paint the embedded benchmark.
 
@@ -395,6 +422,7 @@ COMMANDS: dict[str, Callable[..., Any] | dict[str, Callable[..., Any]]] = {
     "demo": demo,
     "quickstart": quickstart,
     "ablation": ablation,
+    "reproduce": reproduce,
     "prepare": PREPARE,
     "report": report,
     "export": export,

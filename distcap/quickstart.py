@@ -1,14 +1,15 @@
 """The whole method on the embedded benchmark, one shipped config after the other."""
 
 import json
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from distcap import lightning_cli
 from distcap.cli import find_configs
 from distcap.steps import MODELS, Step
 from distcap.types import UserError
+from distcap.walk import Stride, walk
 
 CAPTIONERS = ("mle", "clip_only", "distcap")
 """The runs that are compared."""
@@ -38,33 +39,8 @@ def run_quickstart(run: str, seed: int, size: float) -> None:
     if marker.exists() and json.loads(marker.read_text()) != recipe:
         raise UserError(f"{folder} holds a demo of {marker.read_text()}; name another with --run, or delete it")
     marker.write_text(json.dumps(recipe))
-    seconds = _Seconds(folder / "seconds.json")
-    for number, step in enumerate(STEPS, 1):
-        title = f"[{number}/{len(STEPS)}] {step.name}: {step.what}"
-        if step.name in seconds:
-            print(f"{title} - done before")
-            continue
-        print(f"\n{title}", flush=True)
-        begin = time.perf_counter()
-        try:
-            _fit(step, run, seed, size)
-        except BaseException:  # Ctrl-C, too
-            print(f"\nStopped in step {step.name}; the same command goes on from here.", file=sys.stderr)
-            raise
-        seconds[step.name] = time.perf_counter() - begin
-    _report(folder, seconds)
-
-
-class _Seconds(dict[str, float]):
-    """What each step took, remembered in a file: also which steps are done."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__(json.loads(file.read_text()) if file.exists() else {})
-        self.file = file
-
-    def __setitem__(self, step: str, seconds: float) -> None:
-        super().__setitem__(step, round(seconds, 1))
-        self.file.write_text(json.dumps(self))
+    strides = [Stride(step.name, step.what, partial(_fit, step, run, seed, size)) for step in STEPS]
+    _report(folder, walk(strides, folder / "seconds.json"))
 
 
 def _fit(step: Step, run: str, seed: int, size: float) -> None:

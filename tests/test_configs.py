@@ -16,11 +16,13 @@ from distcap.ablation import SYSTEMS
 from distcap.cli import configs_folder
 
 ROOT = configs_folder()
-EXPERIMENTS = sorted(file.stem for file in (ROOT / "experiments").glob("*.yaml"))
+PAPER = {"paper_mle", "paper_discriminator", "paper_rl"}
+"""The paper's three stages on COCO, each to be laid over that stage's config; see test_reproduce.py."""
+EXPERIMENTS = sorted({file.stem for file in (ROOT / "experiments").glob("*.yaml")} - PAPER)
 FULL = sorted(
     str(file.relative_to(ROOT))
     for file in ROOT.rglob("*.yaml")
-    if "class_path" in (yaml.safe_load(file.read_text()) or {}).get("model", {}) and file.stem not in EXPERIMENTS
+    if "class_path" in (yaml.safe_load(file.read_text()) or {}).get("model", {}) and file.parent.name != "experiments"
 )
 MIX = {"sampler", "rewards", "normalise", "baseline", "updates_per_rollout", "objective"}
 """What makes a system."""

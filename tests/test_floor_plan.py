@@ -18,7 +18,7 @@ FLOORS = (
     {"rewards", "baselines", "objectives", "metrics", "health"},
     {"stages", "callbacks", "report", "export"},
     # Commands: they know each other, and import late what is heavy.
-    {"cli", "lightning_cli", "steps", "quickstart", "ablation", "records", "caption", "demo"},
+    {"cli", "lightning_cli", "steps", "quickstart", "walk", "reproduce", "ablation", "records", "caption", "demo"},
 )
 FOUNDATION = "types"
 """Known to all, its neighbours too."""

@@ -34,6 +34,7 @@ WORK = (
     "distcap.data.prepare.prepare_nocaps",
     "distcap.data.shard_writer.write_shards",
     "distcap.metrics.java.install_spice",
+    "distcap.reproduce.run_reproduction",
     "distcap.report.report",
     "distcap.export.export_run",
 )

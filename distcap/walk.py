@@ -1,0 +1,45 @@
+"""Steps one after the other, each done once: what is done is remembered in a file."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Stride:
+    """One step: its name, what it is for people, and the work."""
+
+    name: str
+    what: str
+    work: Callable[[], None]
+
+
+def walk(strides: Sequence[Stride], file: Path) -> dict[str, float]:
+    """Do the steps that the file does not know yet; interrupted, the same call goes on.
+
+    Args:
+        strides: in order.
+        file: JSON, step -> seconds that it took; written after each.
+
+    Returns:
+        What the file says in the end.
+    """
+    seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    for number, stride in enumerate(strides, 1):
+        title = f"[{number}/{len(strides)}] {stride.name}: {stride.what}"
+        if stride.name in seconds:
+            print(f"{title} - done before")
+            continue
+        print(f"\n{title}", flush=True)
+        begin = time.perf_counter()
+        try:
+            stride.work()
+        except BaseException:  # Ctrl-C, too
+            print(f"\nStopped in step {stride.name}; the same command goes on from here.", file=sys.stderr)
+            raise
+        seconds[stride.name] = round(time.perf_counter() - begin, 1)
+        file.write_text(json.dumps(seconds))
+    return seconds
