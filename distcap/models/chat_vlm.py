@@ -32,6 +32,9 @@ class ChatVLM(PrefixCaptioner):
         UserError: there is no such model, or its processor would change images of this size.
     """
 
+    words: Tensor
+    places: Tensor
+
     def __init__(
         self,
         init_from: str = "HuggingFaceTB/SmolVLM-256M-Instruct",

@@ -41,8 +41,8 @@ class HuggingFaceCaptioner(Captioner):
     """The `model_type`s of Hugging Face that the adapter is for; none where its auto class decides."""
     mean: Tensor
     std: Tensor
-    start: int | None
-    """The token before the first, if the family has one."""
+    start: Any
+    """The token before the first, an int; None in a family that has none, whose `logits` do not ask for it."""
     end: int
     pad: int
 
