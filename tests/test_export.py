@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import tiny
 import torch
@@ -16,11 +17,14 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from distcap import models
 from distcap.cli import main
+from distcap.data.images import decode
 from distcap.export.card import write_card
 from distcap.export.trained import TrainedRun
 from distcap.metrics.signature import decoder_line, signature
 from distcap.models import Sampler, VisionEncoderDecoder
+from distcap.types import UserError
 
 SIZES = ((32, 32), (90, 40), (33, 71), (200, 150))
 ENCODERS = {"vit": tiny.ENCODER, "convolutional": tiny.CONVOLUTIONAL}
@@ -62,6 +66,41 @@ def runs(workshop: Path) -> dict[str, Path]:
         tiny.run(workshop, "export", f"runs/{run}", "--license=mit")
         found[name] = workshop / "runs" / run
     return found
+
+
+def test_other_families_say_the_same_in_plain_transformers(workshop: Path, runs: Any, tmp_path: Path) -> None:
+    files = sorted(str(file) for file in (workshop / "photos").iterdir())
+    images = torch.stack([decode(file, 64) for file in files]) / 255
+    code, expected = f"import json, sys; sys.modules['distcap'] = None\nfiles = {files!r}\n", []
+    for name, family in (("blip", models.Blip), ("git", models.Git), ("blip2", models.Blip2)):
+        families.WRITERS[name](tmp_path / name, side=64)
+        captioner = family(str(tmp_path / name)).eval()
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for parameter in captioner.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.4)
+        decoder = Sampler(method="beam", beams=3, max_tokens=9)
+        folder = tmp_path / f"{name}-exported"
+        usage = captioner.export(folder, decoder)
+        tokens, mask, _ = captioner.generate(captioner.encode(images), decoder)
+        expected.append(captioner.detokenize(tokens, mask))
+        code += f"folder = {str(folder)!r}\n{usage}\nprint(json.dumps(captions))\n"
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line) for line in done.stdout.splitlines()] == expected
+    assert all(len(set(captions)) > 1 for captions in expected)
+
+
+def test_what_transformers_alone_cannot_do_is_refused(tmp_path: Path) -> None:
+    families.WRITERS["clipcap"](tmp_path / "clipcap", side=64)
+    with pytest.raises(UserError, match="ClipCap has no export: transformers alone could not use it"):
+        models.ClipCap(str(tmp_path / "clipcap")).export(tmp_path / "exported", Sampler(method="greedy"))
+    families.WRITERS["blip2"](tmp_path / "blip2", side=64)
+    with pytest.raises(UserError, match="go on from a prompt"):
+        models.Blip2(str(tmp_path / "blip2"), prompt="a").export(tmp_path / "exported", Sampler(method="greedy"))
 
 
 @pytest.fixture(params=ENCODERS)

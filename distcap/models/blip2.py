@@ -1,11 +1,14 @@
 """Captioners of the BLIP-2 family."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distcap.models.captioner import Sampler
 from distcap.models.prefix import PrefixCaptioner
+from distcap.types import UserError
 
 
 class Blip2(PrefixCaptioner):
@@ -25,6 +28,11 @@ class Blip2(PrefixCaptioner):
     def __init__(self, init_from: str = "Salesforce/blip2-opt-2.7b", prompt: str = "", **kwargs: Any) -> None:
         self.prompt = prompt
         super().__init__(init_from, **kwargs)
+
+    def export(self, folder: Path, decoder: Sampler) -> str:
+        if self.prompt:
+            raise UserError("captions that go on from a prompt cannot be exported; train with prompt: ''")
+        return super().export(folder, decoder)
 
     def read(self, name: str) -> Any:
         from transformers import AutoProcessor, Blip2Config, Blip2ForConditionalGeneration

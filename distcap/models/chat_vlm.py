@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distcap.models.captioner import Captioner
 from distcap.models.prefix import PrefixCaptioner
 from distcap.types import UserError
 
@@ -34,6 +35,8 @@ class ChatVLM(PrefixCaptioner):
 
     words: Tensor
     places: Tensor
+
+    export = Captioner.export  # an image comes within a conversation, which is ours to write
 
     def __init__(
         self,

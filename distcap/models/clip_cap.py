@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distcap.models.captioner import Captioner
 from distcap.models.clip import FrozenClip
 from distcap.models.prefix import PrefixCaptioner
 from distcap.types import UserError
@@ -67,6 +68,8 @@ class ClipCap(PrefixCaptioner):
     """
 
     families = ("clipcap",)
+
+    export = Captioner.export  # transformers has no such class
 
     def __init__(
         self,

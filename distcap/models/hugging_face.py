@@ -13,10 +13,26 @@ from torch import Tensor
 
 from distcap.models.captioner import Captioner, Sampler
 from distcap.models.checkpointing import checkpoint_layers
+from distcap.models.image_processor import image_processor
 from distcap.models.lora import Lora, merged
 from distcap.types import UserError
 
 log = logging.getLogger(__name__)
+
+USAGE = """\
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+
+model = AutoModelForImageTextToText.from_pretrained(folder{trust}).eval()
+processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+rules = GenerationConfig.from_pretrained(folder)
+
+images = [ImageOps.exif_transpose(Image.open(file)).convert("RGB") for file in files]
+pixels = processor(images, return_tensors="pt").pixel_values
+tokens = model.generate(pixel_values=pixels, generation_config=rules)
+captions = [caption.strip() for caption in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+"""
 
 
 class HuggingFaceCaptioner(Captioner):
@@ -259,6 +275,26 @@ class HuggingFaceCaptioner(Captioner):
         """Of a captioner with LoRA the merged weights: no one who reads them needs to know of adapters."""
         self._save_weights(folder)
         self.processor.save_pretrained(folder)
+
+    def export(self, folder: Path, decoder: Sampler) -> str:
+        if decoder.guidance != 1:
+            raise UserError(
+                f"captions are decoded with guidance {decoder.guidance:g}, of which transformers alone knows nothing; "
+                "a captioner whose decoder has guidance: 1 can be exported"
+            )
+        self.save_pretrained(folder)
+        if (network := self.exported()) is not self.model:
+            network.save_pretrained(folder)
+        # It names the authors' image processor, which would be read before the one that makes the pixels we trained on.
+        (folder / "processor_config.json").unlink(missing_ok=True)
+        pixels = image_processor(self.image_size, self.mean.flatten().tolist(), self.std.flatten().tolist())
+        pixels.save_pretrained(folder)
+        self._rules(decoder).save_pretrained(folder)
+        return USAGE.format(trust="" if network is self.model else ", trust_remote_code=True")
+
+    def exported(self) -> Any:
+        """The network, or the same one of a class that brings its code along where transformers has none for it."""
+        return self.model
 
     def _save_weights(self, folder: Path) -> None:
         self.model.save_pretrained(folder, state_dict=None if self.lora is None else merged(self.model))

@@ -8,24 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distcap.models.captioner import Sampler
 from distcap.models.hugging_face import HuggingFaceCaptioner
 from distcap.models.image_processor import image_processor
 from distcap.models.lora import merged
 from distcap.types import UserError
-
-USAGE = """\
-from PIL import Image, ImageOps
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
-
-model = AutoModelForImageTextToText.from_pretrained(folder{trust}).eval()
-processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-tokenizer = AutoTokenizer.from_pretrained(folder)
-
-images = [ImageOps.exif_transpose(Image.open(file)).convert("RGB") for file in files]
-tokens = model.generate(processor(images, return_tensors="pt").pixel_values)
-captions = [caption.strip() for caption in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-"""
 
 
 class VisionEncoderDecoder(HuggingFaceCaptioner):
@@ -130,21 +116,8 @@ class VisionEncoderDecoder(HuggingFaceCaptioner):
         super().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def export(self, folder: Path, decoder: Sampler) -> str:
-        if decoder.guidance != 1:
-            raise UserError(
-                f"captions are decoded with guidance {decoder.guidance:g}, of which transformers alone knows nothing; "
-                "a captioner whose decoder has guidance: 1 can be exported"
-            )
-        self.save_pretrained(folder)
-        ordinary = self._sees_a_sequence()
-        if not ordinary:
-            self._with_feature_map().save_pretrained(folder)
-        image_processor(self.image_size, self.mean.flatten().tolist(), self.std.flatten().tolist()).save_pretrained(
-            folder
-        )
-        self._rules(decoder).save_pretrained(folder)
-        return USAGE.format(trust="" if ordinary else ", trust_remote_code=True")
+    def exported(self) -> Any:
+        return self.model if self._sees_a_sequence() else self._with_feature_map()
 
     def _sees_a_sequence(self) -> bool:
         """Whether the encoder's output is (B, S, E), which is what Hugging Face's own class hands to the decoder."""
