@@ -33,7 +33,7 @@ SOURCES: tuple[Source, ...] = ("sampled", "greedy", "ground_truth")
 EXPERIMENTS = {
     file.stem: config["model"]["init_args"]
     for file in sorted((configs_folder() / "experiments").glob("*.yaml"))
-    if (config := yaml.safe_load(file.read_text()))["model"]["class_path"] == "distcap.stages.RL"
+    if (config := yaml.safe_load(file.read_text())).get("model", {}).get("class_path") == "distcap.stages.RL"
 }
 CASES = [
     (name, normalise)
