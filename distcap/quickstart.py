@@ -9,7 +9,7 @@ from distcap import lightning_cli
 from distcap.cli import find_configs
 from distcap.steps import MODELS, Step
 from distcap.types import UserError
-from distcap.walk import Stride, walk
+from distcap.walk import Stride, claim, walk
 
 CAPTIONERS = ("mle", "clip_only", "distcap")
 """The runs that are compared."""
@@ -33,12 +33,7 @@ def run_quickstart(run: str, seed: int, size: float) -> None:
     if size <= 0 or seed < 0:
         raise UserError(f"a demo of seed {seed} and size {size}: a seed is 0 or more, a size more than 0")
     folder = Path("runs") / run
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = {"seed": seed, "size": size}
-    marker = folder / "demo.json"
-    if marker.exists() and json.loads(marker.read_text()) != recipe:
-        raise UserError(f"{folder} holds a demo of {marker.read_text()}; name another with --run, or delete it")
-    marker.write_text(json.dumps(recipe))
+    claim(folder, {"seed": seed, "size": size}, "demo")
     strides = [Stride(step.name, step.what, partial(_fit, step, run, seed, size)) for step in STEPS]
     _report(folder, walk(strides, folder / "seconds.json"))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from distcap import lightning_cli
 from distcap.cli import configs_folder
 from distcap.types import UserError
-from distcap.walk import Stride, walk
+from distcap.walk import Stride, claim, walk
 
 STAGES = {
     "mle": (("mle.yaml", "experiments/paper_mle.yaml"), "teacher forcing, and its test"),
@@ -36,7 +36,8 @@ def run_reproduction(
         if not Path(file).is_file():
             raise UserError(f"there is no config {file} to lay over a run")
     folder = Path("runs") / run
-    folder.mkdir(parents=True, exist_ok=True)
+    laid_over = {name: Path(file).read_text() for name, file in overlays.items()}
+    claim(folder, {"seed": seed, "root": str(root), "overlays": laid_over}, "reproduction")
     strides = [Stride("prepare", "COCO with Karpathy's split", partial(_prepare, root, archives, images))]
     for name, (configs, what) in STAGES.items():
         shipped = [str(configs_folder() / config) for config in configs]  # not the user's of the same name

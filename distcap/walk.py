@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from distcap.types import UserError
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,24 @@ class Stride:
     name: str
     what: str
     work: Callable[[], None]
+
+
+def claim(folder: Path, recipe: dict[str, Any], name: str) -> None:
+    """Make the folder of a family of runs, or see that it was begun in the same way.
+
+    Args:
+        folder: of the runs.
+        recipe: all that decides what they become, as JSON; kept in FOLDER/NAME.json.
+        name: of the recipe.
+
+    Raises:
+        UserError: the folder holds what another recipe began.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.json"
+    if file.exists() and json.loads(file.read_text()) != recipe:
+        raise UserError(f"{folder} holds a {name} of {file.read_text()}; name another with --run, or delete it")
+    file.write_text(json.dumps(recipe))
 
 
 def walk(strides: Sequence[Stride], file: Path) -> dict[str, float]:

@@ -93,6 +93,14 @@ def test_what_is_done_is_not_done_again_and_what_is_not_is(rehearsal: Any, capsy
     assert "[4/5] paper: RL by the paper's recipe, and its test - done before" in capsys.readouterr().out
 
 
+def test_what_was_begun_otherwise_is_not_gone_on_with(rehearsal: Any, capsys: pytest.CaptureFixture) -> None:
+    """Its runs would be called done, and be another seed's."""
+    folder, command = rehearsal
+    with pytest.raises(SystemExit):
+        tiny.run(folder, *command, "--seed", "1")
+    assert "runs/coco holds a reproduction of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("overlays", "message"),
     [
