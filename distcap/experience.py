@@ -138,13 +138,12 @@ class Experience:
     def human(self, clip: str | None = None) -> tuple[Tensor, Tensor]:
         """(G, D) images and (G, D) captions that people wrote of them, normalised: ground truth, or of the corpus."""
         if clip not in self._human:
-            view = self.view(clip)
             if corpus := self.corpora.get(clip):
                 images, captions = corpus.draw(len(self.batch) * self._ground_truth_per_image)
                 device = self.batch.images.device
                 self._human[clip] = images.to(device), captions.to(device)
             else:
-                truth = self.ground_truth
+                view, truth = self.view(clip), self.ground_truth
                 self._human[clip] = view.image_embeddings[truth.image_index], view.caption_embeddings(truth)
         return self._human[clip]
 

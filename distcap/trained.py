@@ -50,7 +50,7 @@ def reward_clip(run: str, *, trust: bool = False) -> FrozenClip | None:
     """
     if not is_run(run):
         return None
-    config = _config(run)
+    config = read_config(run)
     callbacks = _at(config, "trainer", "callbacks")
     evaluations = [one for one in callbacks if isinstance(one, dict)] if isinstance(callbacks, list) else []
     nodes = [_at(one, "init_args", "clip") for one in [_at(config, "model"), *evaluations]]
@@ -71,7 +71,7 @@ def trained_from(run: str) -> str | None:
 
 def image_size(source: str) -> int:
     """Height and width of the pixels that a source's captioner was trained on."""
-    found = _at(_config(source), "data", "init_args", "image_size") if is_run(source) else None
+    found = _at(read_config(source), "data", "init_args", "image_size") if is_run(source) else None
     return found if isinstance(found, int) else IMAGE_SIZE
 
 
@@ -80,7 +80,8 @@ def is_run(source: str) -> bool:
     return (Path(source) / "config.yaml").is_file()
 
 
-def _config(run: str) -> dict[str, Any]:
+def read_config(run: str) -> dict[str, Any]:
+    """A run's config.yaml, as data. Raises UserError if it is none."""
     file = Path(run) / "config.yaml"
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -92,7 +93,7 @@ def _config(run: str) -> dict[str, Any]:
 
 
 def _captioner(run: str) -> dict[str, Any]:
-    config = _config(run)
+    config = read_config(run)
     node = _at(config, "model", "init_args", "captioner")
     if not isinstance(node, dict):
         raise UserError(f"{run}: its config.yaml names no captioner (model.init_args.captioner); name an mle or RL run")

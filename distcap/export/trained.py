@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distcap.models import Captioner, Sampler
-from distcap.trained import load_captioner
+from distcap.trained import load_captioner, read_config
 from distcap.types import UserError
 
 
@@ -45,7 +45,7 @@ class TrainedRun:
         """
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder}: no run there (no config.yaml); name the folder of one, e.g. runs/rl")
-        config = _read_yaml(folder / "config.yaml")
+        config = _config(folder)
         if "captioner" not in config["model"]["init_args"] or not (folder / "captioner").is_dir():
             stage = config["model"]["class_path"].rsplit(".", 1)[-1]
             raise UserError(
@@ -76,21 +76,16 @@ class TrainedRun:
                 return None
             seen.add(source)
             if (Path(source) / "config.yaml").is_file():
-                config = _read_yaml(Path(source) / "config.yaml")
+                config = _config(Path(source))
             else:
                 on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith(("runs/", "."))
                 return source if on_hub and not Path(source).exists() else None
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        config = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} can't be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict) or "init_args" not in config.get("model", {}):
-        raise UserError(f"{file} isn't the config of a run: it has no model with init_args")
+def _config(run: Path) -> dict[str, Any]:
+    config = read_config(str(run))
+    if "init_args" not in config.get("model", {}):
+        raise UserError(f"{run / 'config.yaml'} isn't the config of a run: it has no model with init_args")
     return config
 
 
