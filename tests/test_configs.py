@@ -172,6 +172,14 @@ def test_an_experiment_states_its_whole_mix(name: str) -> None:
         assert set(load(ROOT / base)["model"]["init_args"]) <= MIX | PLATFORM
 
 
+def test_the_papers_recipe_on_coco_is_that_of_the_benchmark_but_for_longer_captions() -> None:
+    """And states the discriminator's rate, which is its default."""
+    short, long = (load(ROOT / "experiments" / f"{name}.yaml")["model"]["init_args"] for name in ("paper", "paper_rl"))
+    assert long["sampler"].pop("max_tokens") == 50
+    assert long["rewards"]["discriminator"]["init_args"].pop("learning_rate") == 7e-5
+    assert long == short
+
+
 def test_the_mix_for_images_without_captions_is_stated_whole() -> None:
     assert set(load(ROOT / "captionless.yaml")["model"]["init_args"]) == MIX
 
