@@ -4,6 +4,8 @@ SEED ?= 0
 RUN ?= demo
 BIN := .venv/bin
 STAMP := .venv/installed
+# Python is to keep what it compiles, wherever the shell says that it should not: else each start takes ten seconds more.
+export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo ablation coco spice test lint format wheel clean

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from distcap.cli import configs_folder
 from distcap.records import MARKER, pack, unpack
+from distcap.shipped import configs_folder
 from distcap.steps import MLE, Step, digest, experiment
 from distcap.types import UserError
 
@@ -30,7 +30,7 @@ FAMILIES = {
         *("contrastive_teacher_forcing", "contrastive_wtf", "contrastive_discriminator"),
     ),
     "the method": ("full", "paper", "leave_one_out", "ppo"),
-    "beyond": ("distcap",),
+    "beyond": ("distcap", "one_clip"),
 }
 """Of configs/experiments, in the order of the table; teacher forcing comes first, for all of them start there."""
 
@@ -246,8 +246,7 @@ def _train(folder: Path, seeds: Sequence[int], systems: Sequence[str], workers: 
 
 def _row(step: Step) -> dict[str, str]:
     """What the table says of a system: from the head of its config."""
-    lines = [line.lstrip("# ").strip() for line in step.texts[-1].splitlines() if line.startswith("#")]
-    paper = next((line.removeprefix("Paper: ") for line in lines if line.startswith("Paper: ")), "")
+    paper = next((line.removeprefix("Paper: ") for line in step.head if line.startswith("Paper: ")), "")
     command = " ".join(("distcap", step.command, *(part for config in step.configs for part in ("--config", config))))
     family = next((family for family, names in FAMILIES.items() if step.name in names), "")
     command += f" --run demo/{step.name}"

@@ -15,8 +15,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from distcap.callbacks import Dashboard, Predictions
-from distcap.cli import STAGE_COMMANDS, configs_folder
+from distcap.cli import STAGE_COMMANDS
 from distcap.data import CocoCaptions, ImageFolder
+from distcap.shipped import configs_folder
 from distcap.types import UserError
 
 ON_DISK: dict[str, type[CocoCaptions | ImageFolder]] = {

@@ -1,4 +1,4 @@
-"""The whole method on the embedded benchmark, one shipped config after the other."""
+"""distcap on the embedded benchmark, one shipped config after the other."""
 
 import json
 import time
@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from distcap import lightning_cli
-from distcap.cli import find_configs
+from distcap.shipped import find_configs
 from distcap.steps import MODELS, Step
 from distcap.types import UserError
 from distcap.walk import Stride, claim, walk
@@ -17,7 +17,7 @@ CAPTIONERS = ("mle", "clip_only", "distcap")
 STEPS = (
     *MODELS,
     Step("clip_only", ("demo/rl.yaml", "experiments/clip_only.yaml"), "RL on the CLIP similarity alone"),
-    Step("distcap", ("demo/rl.yaml",), "the whole method"),
+    Step("distcap", ("demo/rl.yaml",), "RL by distcap's recipe"),
 )
 
 KEYS = (

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from distcap import lightning_cli
-from distcap.cli import configs_folder
+from distcap.shipped import configs_folder
 from distcap.types import UserError
 from distcap.walk import Stride, claim, walk
 

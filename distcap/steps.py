@@ -9,10 +9,10 @@ from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, Literal
 
-from distcap.cli import find_configs
+from distcap.shipped import configs_folder, find_configs
 
-JUDGE = 1000
-"""Added to the seed for the judge's training, not for its pictures."""
+CHANCE = {"judge": 1000, "second": 2000}
+"""Added to the seed for the training of CLIPs that are to differ from the first, not for their pictures."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Step:
         """Of `distcap`, for a run in runs/FAMILY; that of a step that was interrupted goes on from its checkpoint."""
         configs = [part for config in self.configs for part in ("--config", config)]
         data = "data/scenes" if seed == 0 else f"data/scenes-{seed}"
-        chance = ["--seed_everything", str(seed + JUDGE * (self.name == "judge"))]
+        chance = ["--seed_everything", str(seed + CHANCE.get(self.name, 0))]
         found = [self.command, *configs, "--run", f"{family}/{self.name}", *chance]
         found += [f"--data.root={data}", f"--data.seed={seed}", *self.more]
         last = Path("runs") / family / self.name / "checkpoints" / "last.ckpt"
@@ -48,6 +48,12 @@ class Step:
         """The configs as they are shipped."""
         return [Path(find_configs(["--config", config])[1]).read_text() for config in self.configs]
 
+    @property
+    def head(self) -> list[str]:
+        """The comments of the config that makes it what it is: that of an experiment, or else the last."""
+        ours = [number for number, config in enumerate(self.configs) if config.startswith("experiments/")] or [-1]
+        return [line.lstrip("# ").strip() for line in self.texts[ours[0]].splitlines() if line.startswith("#")]
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """What the configs say together, as the command line merges them."""
@@ -57,9 +63,16 @@ class Step:
 
     @property
     def foundations(self) -> tuple["Step", ...]:
-        """The steps whose runs its configs name ("@mle"), and those that these build on, in the order to run them."""
+        """The steps whose runs its configs name ("@mle"), and those that these build on, in the order to run them.
+
+        A CLIP that stands ready and that no reward reads is none of them.
+        """
+        settings = self.config["model"]["init_args"]
+        read = {reward.get("init_args", {}).get("clip") for reward in settings.get("rewards", {}).values()}
+        clips = [clip for name, clip in settings.get("clips", {}).items() if name in read]
         by_name = {step.name: step for step in (*MODELS, GRAMMAR)}
-        named = {by_name[name] for name in re.findall(r'"@(\w+)"', json.dumps(self.config))}
+        text = json.dumps([settings | {"clips": clips}, self.config["trainer"]])
+        named = {by_name[name] for name in re.findall(r'"@(\w+)"', text)}
         found = named.union(*(step.foundations for step in named))
         return tuple(step for step in by_name.values() if step in found)
 
@@ -67,6 +80,7 @@ class Step:
 MLE = Step("mle", ("demo/mle.yaml",), "teacher forcing")
 MODELS = (
     Step("clip", ("demo/clip.yaml",), "the reward CLIP"),
+    Step("second", ("demo/clip.yaml", "demo/second.yaml"), "a second reward CLIP"),
     Step("judge", ("demo/clip.yaml", "demo/judge.yaml"), "the held-out judge"),
     MLE,
     Step("discriminator", ("demo/discriminator.yaml",), "human or machine?"),
@@ -78,14 +92,17 @@ GRAMMAR = Step("grammar", ("demo/grammar.yaml",), "intact or corrupted?")
 
 
 def experiment(name: str) -> Step:
-    """The step of configs/experiments/NAME.yaml: what does not learn by RL is tested as it is."""
-    configs = ("demo/rl.yaml", f"experiments/{name}.yaml")
+    """The step of configs/experiments/NAME.yaml: what does not learn by RL is tested as it is.
+
+    What a system needs on the benchmark alone, if anything, is in configs/demo/experiments/NAME.yaml.
+    """
+    own = f"demo/experiments/{name}.yaml"
+    configs = ("demo/rl.yaml", f"experiments/{name}.yaml", *([own] if (configs_folder() / own).is_file() else []))
     step = Step(name, configs, what="")
     model = step.config["model"]
     # A CLIP that learnt from the benchmark's texts never read a prompt.
     more = ("--model.clip.prompt", "") if model["init_args"]["clip"]["init_args"].get("prompt") else ()
-    what = step.texts[-1].splitlines()[0].lstrip("# ")
-    return Step(name, configs, what, "fit" if model["class_path"] == "distcap.stages.RL" else "test", more)
+    return Step(name, configs, step.head[0], "fit" if model["class_path"] == "distcap.stages.RL" else "test", more)
 
 
 def digest(steps: Sequence[Step]) -> str:

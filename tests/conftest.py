@@ -12,11 +12,11 @@ import tiny
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with scenes.yaml and web.yaml (data), and runs/demo/{clip,judge,mle,discriminator,grammar}."""
+    """A folder with scenes.yaml and web.yaml (data), and runs/demo/{clip,judge,second,mle,discriminator,grammar}."""
     folder = tmp_path_factory.mktemp("workshop")
     for name, texts in (("scenes", "annotators"), ("web", "web")):
         (folder / f"{name}.yaml").write_text(tiny.SCENES % (folder / "data", texts))
-    for seed, name in enumerate(("clip", "judge")):
+    for seed, name in enumerate(("clip", "judge", "second")):
         tiny.write_clip(folder / "runs" / "demo" / name, seed)
     for name in ("mle", "discriminator", "grammar"):
         steps = ["--data=scenes.yaml", "--trainer.max_steps=2", "--test_after_fit=false"]

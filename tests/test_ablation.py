@@ -91,6 +91,13 @@ def test_two_workers_never_begin_a_run_before_what_it_needs_is_done(commands: Co
         assert place["clip"] < place["grammar"] < place["clip_s_grammar"]
 
 
+def test_a_second_clip_is_trained_for_the_system_that_reads_it_and_for_no_other(commands: Commands) -> None:
+    go(systems=("scst", "one_clip"))
+    assert commands.runs == [f"seed-0/{name}" for name in (*BASE, "scst", "one_clip")]
+    go(systems=("distcap",))
+    assert commands.runs[len(BASE) + 2 :] == ["seed-0/second", "seed-0/distcap"]
+
+
 def test_what_is_done_is_skipped(commands: Commands) -> None:
     go()
     commands.lines = []

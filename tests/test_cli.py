@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from distcap.cli import COMMANDS, PREPARE, STAGE_COMMANDS, configs_folder, find_configs, main
+from distcap.cli import STAGE_COMMANDS, main
+from distcap.commands import COMMANDS, PREPARE
+from distcap.shipped import configs_folder, find_configs
 from distcap.types import UserError
 
 HEAVY = ("torch", "lightning", "transformers", "open_clip", "wandb", "matplotlib", "numpy", "jsonargparse")

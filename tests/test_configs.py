@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
 
 from distcap.ablation import SYSTEMS
-from distcap.cli import configs_folder
+from distcap.shipped import configs_folder
+from distcap.steps import experiment
 
 ROOT = configs_folder()
 PAPER = {"paper_mle", "paper_discriminator", "paper_rl"}
@@ -24,9 +25,11 @@ FULL = sorted(
     for file in ROOT.rglob("*.yaml")
     if "class_path" in (yaml.safe_load(file.read_text()) or {}).get("model", {}) and file.parent.name != "experiments"
 )
-MIX = {"sampler", "rewards", "normalise", "baseline", "updates_per_rollout", "objective"}
+MIX = {
+    *("sampler", "ground_truth_per_image", "rewards", "normalise", "baseline", "updates_per_rollout", "objective"),
+}
 """What makes a system."""
-PLATFORM = {"captioner", "clip", "learning_rate", "warmup_steps", "schedule"}
+PLATFORM = {"captioner", "clip", "clips", "learning_rate", "warmup_steps", "schedule"}
 """What all systems share on one data set."""
 NO_CHECKPOINT = {"pac_s": ("--model.clip.pretrained=openai",)}
 TINY_CLIP = tiny.CLIP_CONFIG["model_cfg"] | {
@@ -61,16 +64,21 @@ def shrunk(value: Any) -> Any:
     return small
 
 
-def overrides(config: dict[str, Any], reads_clip: bool = True) -> list[str]:
-    """What makes a config fit a laptop without downloads: data, captioner and CLIPs, nothing of the method."""
-    model, stage = config["model"]["init_args"], config["model"]["class_path"].rsplit(".", 1)[1]
+def overrides(config: dict[str, Any], stage: str = "") -> list[str]:
+    """What makes a config fit a laptop without downloads: data, captioner and CLIPs, nothing of the method.
+
+    An experiment that is laid over it may be of another stage.
+    """
+    model, stage = config["model"]["init_args"], stage or config["model"]["class_path"].rsplit(".", 1)[1]
     args = [f"--data={'web' if stage == 'Clip' else 'scenes'}.yaml"]
     if stage == "Clip":
         args.append(f"--model.model_cfg={json.dumps(TINY_CLIP)}")
     if (captioner := model.get("captioner")) and captioner["init_args"]["init_from"]:
         args.append("--model.captioner.init_from=@mle")
-    if model.get("clip") and reads_clip:
+    if model.get("clip") and stage != "MLE":
         args.append("--model.clip.model=@clip")
+    if model.get("clips") and stage == "RL":
+        args.append(f"--model.clips={json.dumps(shrunk(model['clips']))}")
     if callbacks := config.get("trainer", {}).get("callbacks"):
         args.append(f"--trainer.callbacks={json.dumps(shrunk(callbacks))}")
     return args
@@ -145,15 +153,15 @@ def test_the_judge_is_a_clip_that_learns_otherwise(workshop: Path) -> None:
 def test_the_experiment_trains_a_step_or_is_tested_on_either_data_set(name: str, base: str, workshop: Path) -> None:
     run = f"demo/{name}-{base.removesuffix('.yaml').replace('/', '-')}"
     config = load(ROOT / base)
-    stage = load(ROOT / "experiments" / f"{name}.yaml")["model"]["class_path"]
-    trains = stage.endswith(".RL")
+    stage = load(ROOT / "experiments" / f"{name}.yaml")["model"]["class_path"].rsplit(".", 1)[1]
+    trains = stage == "RL"
     configs = ("--config", base, "--config", f"experiments/{name}.yaml", f"--run={run}")
     cli = tiny.run(
         workshop,
         "fit" if trains else "test",
         *configs,
         *STEP,
-        *overrides(config, not stage.endswith(".MLE")),
+        *overrides(config, stage),
         *NO_CHECKPOINT.get(name, ()),
     )
     if trains:
@@ -184,13 +192,29 @@ def test_the_mix_for_images_without_captions_is_stated_whole() -> None:
     assert set(load(ROOT / "captionless.yaml")["model"]["init_args"]) == MIX
 
 
+def test_the_default_recipe_is_that_of_distcap_on_either_data_set() -> None:
+    recipe, coco, demo = (
+        {key: load(ROOT / f"{name}.yaml")["model"]["init_args"][key] for key in MIX}
+        for name in ("experiments/distcap", "rl", "demo/rl")
+    )
+    assert recipe == coco == demo
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "demo" / "experiments").glob("*.yaml")), ids=lambda file: file.stem)
+def test_what_a_system_has_of_its_own_on_the_benchmark_is_no_part_of_its_mix(file: Path) -> None:
+    assert set(load(file)["model"]["init_args"]) <= PLATFORM
+    assert f"demo/experiments/{file.name}" in experiment(file.stem).configs
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_head_of_an_experiment_names_its_paper_and_both_commands(name: str) -> None:
     lines = (ROOT / "experiments" / f"{name}.yaml").read_text().splitlines()
     assert lines[1].startswith("# Paper: ")
     heads = [line for line in lines if line.startswith("#   distcap ")]
+    own = "".join(f" --config {config}" for config in experiment(name).configs[1:])
     assert [head.split()[4] for head in heads] == ["rl.yaml", "demo/rl.yaml"]
-    assert all(f"--config experiments/{name}.yaml" in head for head in heads)
+    assert f"--config experiments/{name}.yaml" in heads[0]
+    assert f"demo/rl.yaml{own} --run demo/{name}" in heads[1]
 
 
 def test_every_experiment_is_in_the_ablation_but_those_that_need_a_download() -> None:

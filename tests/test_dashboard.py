@@ -43,7 +43,8 @@ def folder(workshop: Path) -> Path:
     callbacks = [{"class_path": "test_dashboard.Alarm"}, tiny.EVALUATION]
     apart(
         workshop,
-        *("fit", "--config", "demo/rl.yaml", "--config", "logger/wandb.yaml", "--run=demo/dashboard"),
+        *("fit", "--config", "demo/rl.yaml", "--config", "experiments/full.yaml"),
+        *("--config", "logger/wandb.yaml", "--run=demo/dashboard"),
         *("--data=scenes.yaml", "--trainer.max_steps=6", "--trainer.check_val_every_n_epoch=1"),
         *("--trainer.log_every_n_steps=1", f"--trainer.callbacks={json.dumps(callbacks)}"),
     )

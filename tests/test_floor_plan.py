@@ -11,14 +11,26 @@ import pytest
 import distcap
 
 FLOORS = (
-    {"types", "functional", "ngrams", "corruptions"},
+    {"types", "functional", "ngrams", "corruptions", "shipped"},
     {"models", "data", "finding"},
     {"view", "corpus", "trained"},
     {"experience"},  # knows a corpus by its protocol alone
     {"rewards", "baselines", "objectives", "metrics", "health"},
     {"stages", "callbacks", "report", "export"},
     # Commands: they know each other, and import late what is heavy.
-    {"cli", "lightning_cli", "steps", "quickstart", "walk", "reproduce", "ablation", "records", "caption", "demo"},
+    {
+        "cli",
+        "commands",
+        "lightning_cli",
+        "steps",
+        "quickstart",
+        "walk",
+        "reproduce",
+        "ablation",
+        "records",
+        "caption",
+        "demo",
+    },
 )
 FOUNDATION = "types"
 """Known to all, its neighbours too."""

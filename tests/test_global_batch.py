@@ -19,10 +19,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, multiprocessing
 from words import WIDTH, Data, Stage, make_batch
 
-from distcap.cli import configs_folder
 from distcap.experience import Experience, alone
 from distcap.models import Discriminator, Neighbours
 from distcap.rewards import Contrastive
+from distcap.shipped import configs_folder
 from distcap.stages import RL
 from distcap.types import Batch
 from distcap.view import Source
@@ -49,12 +49,12 @@ Measures = dict[str, Tensor]
 def parser() -> ArgumentParser:
     """Of what an experiment says of the stage."""
     parser = ArgumentParser()
-    parser.add_class_arguments(RL, skip={"captioner", "clip"}, instantiate=False)
+    parser.add_class_arguments(RL, skip={"captioner", "clip", "clips"}, instantiate=False)
     return parser
 
 
 def build(case: Case, folder: Path, kind: type[Stage] = Stage) -> Stage:
-    """The stage of an experiment's YAML; only captioner and CLIP are others, and its neighbours' folder."""
+    """The stage of an experiment's YAML; only captioner and CLIPs are others, and its neighbours' folder."""
     name, normalise = case
     text = json.dumps({key: value for key, value in EXPERIMENTS[name].items() if key != "clip"})
     found = parser().instantiate(parser().parse_object(json.loads(text.replace('"@', f'"{folder}/'))))

@@ -38,16 +38,19 @@ def fit(folder: Path, config: str, run: str, *args: str, steps: int = 6, callbac
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clip, judge, MLE, discriminator, RL; then test, predict and report."""
+    """CLIPs, MLE, discriminator, RL by two recipes; then test, predict and report."""
     folder = tmp_path_factory.mktemp("pipeline")
     for name, texts in (("scenes", "annotators"), ("web", "web")):
         (folder / f"{name}.yaml").write_text(tiny.SCENES % (folder / "data", texts))
     clip = f"--model.model_cfg={json.dumps(TINY_CLIP)}"
     fit(folder, "clip", "demo/clip", clip)
     fit(folder, "clip", "demo/judge", clip, "--seed_everything=1")
+    fit(folder, "clip", "demo/second", clip, "--seed_everything=2")
     fit(folder, "mle", "demo/mle", "--model.warmup_steps=1", callbacks=[tiny.EVALUATION])
     fit(folder, "discriminator", "demo/discriminator")
     fit(folder, "rl", "demo/distcap", "--model.health_every=1", callbacks=[tiny.EVALUATION])
+    full = ("--config", "experiments/full.yaml", "--run=demo/full")
+    fit(folder, "rl", "demo/full", *full, callbacks=[tiny.EVALUATION])
     evaluation = f"--trainer.callbacks={json.dumps([tiny.EVALUATION])}"
     (folder / "runs" / "demo" / "mle" / "first_metrics.json").write_bytes(
         (folder / "runs" / "demo" / "mle" / "metrics.json").read_bytes()
@@ -66,7 +69,7 @@ def columns(run: Path) -> dict[str, list[float]]:
     return {key: [float(row[key]) for row in rows if row[key]] for key in rows[0]}
 
 
-@pytest.mark.parametrize("name", ["clip", "judge", "mle", "discriminator", "distcap"])
+@pytest.mark.parametrize("name", ["clip", "judge", "mle", "discriminator", "distcap", "full"])
 def test_every_run_stores_its_config_checkpoints_and_curves(folder: Path, name: str) -> None:
     run = folder / "runs" / "demo" / name
     assert (run / "config.yaml").stat().st_size > 0
@@ -135,10 +138,9 @@ def test_the_rl_stage_logs_its_reward_policy_loss_and_validation(folder: Path) -
         "train/loss",
         "loss/policy_gradient",
         "loss/weighted_teacher_forcing",
-        "loss/discriminator",
         "reward/total",
         "reward/sampled/contrastive",
-        "reward/sampled/discriminator",
+        "reward/sampled/second_opinion",
         "reward/ground_truth/contrastive",
         "policy/entropy",
         "policy/length",
@@ -160,7 +162,8 @@ def test_the_policy_starts_where_its_reference_is(folder: Path) -> None:
         ("clip", {"net"}),
         ("mle", {"captioner"}),
         ("discriminator", {"discriminator"}),
-        ("distcap", {"captioner", "rewards"}),
+        ("distcap", {"captioner"}),
+        ("full", {"captioner", "rewards"}),
     ],
 )
 def test_checkpoints_load_without_running_code_and_hold_only_what_is_trained(
@@ -172,7 +175,7 @@ def test_checkpoints_load_without_running_code_and_hold_only_what_is_trained(
     assert {key.split(".")[0] for key in checkpoint["state_dict"]} == parts
     assert checkpoint["global_step"] == 6
     encoder = [key for key in checkpoint["state_dict"] if key.startswith("captioner.model.encoder.")]
-    assert not [key for key in encoder if name == "distcap" and key.endswith(("weight", "bias"))]
+    assert not [key for key in encoder if name in ("distcap", "full") and key.endswith(("weight", "bias"))]
     assert encoder or name != "mle"
     held = sum(value.numel() for value in checkpoint["state_dict"].values()) * 4
     assert file.stat().st_size < 3.3 * held + 300_000  # weights and AdamW's two moments
@@ -189,15 +192,16 @@ def test_rl_starts_from_the_captioner_of_the_mle_stage_and_moves_it(folder: Path
 
 def test_the_discriminator_goes_on_learning_during_rl(folder: Path) -> None:
     before = load_file(folder / "runs" / "demo" / "discriminator" / "discriminator" / "model.safetensors")
-    after = torch.load(folder / "runs" / "demo" / "distcap" / "checkpoints" / "last.ckpt", weights_only=True)
+    after = torch.load(folder / "runs" / "demo" / "full" / "checkpoints" / "last.ckpt", weights_only=True)
     prefix = "rewards.discriminator.discriminator."
+    assert len(columns(folder / "runs" / "demo" / "full")["loss/discriminator"]) == 6
     assert any(not torch.equal(value, after["state_dict"][prefix + key]) for key, value in before.items())
 
 
 def test_images_and_ground_truth_are_embedded_once_for_all_runs(folder: Path) -> None:
-    """Two CLIPs saw the pictures, whatever the number of runs: each in a store of its own, without a row twice."""
+    """Three CLIPs saw the pictures, whatever the number of runs: each in a store of its own, without a row twice."""
     stores = sorted((folder / "data").rglob("index.jsonl"))
-    assert len({store.parent.name for store in stores if store.parent.name.endswith("-images")}) == 2
+    assert len({store.parent.name for store in stores if store.parent.name.endswith("-images")}) == 3
     for store in stores:
         keys = [key for line in store.read_text().splitlines() for key in json.loads(line)["versions"]]
         assert len(keys) == len(set(keys))

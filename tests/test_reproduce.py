@@ -39,7 +39,10 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str
     tiny.write_clip(folder / "runs" / "coco" / "clip")
     tiny.make_captioner().save_pretrained(folder / "captioner")
     first = {"captioner": {"class_path": tiny.VED, "init_args": {"init_from": "./captioner"}}}
-    rl = {"model": {"class_path": "distcap.stages.RL", "init_args": {"clip": CLIP}}, "trainer": EVALUATED}
+    rl = {
+        "model": {"class_path": "distcap.stages.RL", "init_args": {"clip": CLIP, "clips": {"second": CLIP}}},
+        "trainer": EVALUATED,
+    }
     parts = {
         "mle": {"model": {"class_path": "distcap.stages.MLE", "init_args": first}, "trainer": EVALUATED},
         "discriminator": {"model": {"class_path": "distcap.stages.TrainDiscriminator", "init_args": {"clip": CLIP}}},

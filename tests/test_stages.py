@@ -110,7 +110,7 @@ def test_each_clip_finds_its_own_look_alikes_and_only_those_asked_for() -> None:
             return words.Store({i: words.SEEN[(i + 7) % len(words.SEEN)] for i in files})
 
     rewards = {"near": GroupSimilarity(group=(1, 2), clip="other"), "plain": ClipSimilarity(clip="third")}
-    clips = {"other": OtherSight(), "third": words.Clip()}
+    clips = {"other": OtherSight(), "third": words.Clip(), "idle": None}  # which no reward names
     stage = words.Stage(rewards, Zero(), {"policy_gradient": PolicyGradient()}, clips=clips)
     stage._trainer = SimpleNamespace(  # type: ignore[assignment]
         datamodule=words.Data(),

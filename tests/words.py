@@ -61,23 +61,33 @@ class Store:
         return torch.stack([self.table[key] for key in keys])
 
 
+LENS = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+"""Through which another CLIP sees and reads."""
+
+
 class Clip:
-    """Sees SEEN, reads words."""
+    """Sees SEEN, reads words; through a lens, if it has one."""
 
     tau = 0.1
     truncated = 0
 
+    def __init__(self, lens: Tensor | None = None) -> None:
+        self.lens = lens
+
+    def _through(self, embeddings: Tensor) -> Tensor:
+        return embeddings if self.lens is None else normalize(embeddings @ self.lens, dim=-1)
+
     def embed_captions(self, captions: Sequence[str]) -> Tensor:
-        return embed(captions)
+        return self._through(embed(captions))
 
     def to(self, device: Any) -> "Clip":
         return self
 
     def image_store(self, files: dict[int, Path], folder: Path) -> Store:
-        return Store({image_id: SEEN[image_id] for image_id in files})
+        return Store({image_id: self._through(SEEN[image_id]) for image_id in files})
 
     def caption_store(self, captions: Sequence[str], folder: Path) -> Store:
-        return Store(dict(zip(captions, embed(captions), strict=True)) if captions else {})
+        return Store(dict(zip(captions, self.embed_captions(captions), strict=True)) if captions else {})
 
 
 class Policy(Bigrams):
@@ -143,17 +153,23 @@ def make_rollout(captioner: Any, memory: Tensor, captions: Sequence[str], index:
 
 
 class Stage(RL):
-    """The RL stage, whose ground truth is each image's first caption, by no chance, and which keeps what it logs."""
+    """The RL stage with two CLIPs, which keeps what it logs.
+
+    Its ground truth is each image's captions in their order, by no chance.
+    """
 
     def __init__(self, rewards: Any, baseline: Any, objective: Any, **kwargs: Any) -> None:
+        kwargs = {"clips": {"second": Clip(LENS)}, **kwargs}
         super().__init__(Policy(), rewards, baseline, objective, clip=Clip(), **kwargs)  # type: ignore[arg-type]
         self.double()
         self.logged: dict[str, Any] = {}
 
     def experience(self, batch: Batch) -> Experience:
         experience = super().experience(batch)
-        captions = [truth[0] for truth in batch.captions]
-        experience.__dict__["ground_truth"] = make_rollout(self.captioner, experience.memory, captions)
+        count = self.ground_truth_per_image
+        captions = [truth[which % len(truth)] for truth in batch.captions for which in range(count)]
+        index = torch.arange(len(batch)).repeat_interleave(count)
+        experience.__dict__["ground_truth"] = make_rollout(self.captioner, experience.memory, captions, index)
         return experience
 
     def log(self, *args: Any, **kwargs: Any) -> None: ...

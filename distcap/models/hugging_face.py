@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distcap.models.captioner import Captioner, Sampler
 from distcap.models.checkpointing import checkpoint_layers
+from distcap.models.guidance import guide
 from distcap.models.image_processor import image_processor
 from distcap.models.lora import Lora, merged
 from distcap.types import UserError
@@ -216,7 +217,7 @@ class HuggingFaceCaptioner(Captioner):
         output = self.decode(
             torch.cat([memory, self.unknown(memory)]) if guided else memory,
             generation_config=self._rules(sampler),
-            logits_processor=[partial(_guide, gamma=sampler.guidance)] if guided else None,
+            logits_processor=[partial(guide, gamma=sampler.guidance)] if guided else None,
         )
         # Guided, the second half is the first once more.
         tokens = output[: len(memory) * sampler.samples]
@@ -298,20 +299,3 @@ class HuggingFaceCaptioner(Captioner):
 
     def _save_weights(self, folder: Path) -> None:
         self.model.save_pretrained(folder, state_dict=None if self.lora is None else merged(self.model))
-
-
-def _guide(tokens: Tensor, scores: Tensor, gamma: float) -> Tensor:
-    """(2N, T), (2N, V) -> (2N, V) guided log-probabilities of the next token, of the first half and again.
-
-    A logits processor of Hugging Face's. The first half of the rows knows its images, the second does not. Both get the
-    very same numbers, so that greedy search and beam search choose, reorder and end them alike: what either half's
-    cache holds is the same caption, or the same beams. (Their own processors either halve the rows, which generate()
-    does not expect, or call a model without encoder.)
-
-    Source: Kornblith et al. 2023, arXiv 2307.16686.
-    """
-    image, none = scores.log_softmax(-1).chunk(2)
-    guided = (1 - gamma) * none + gamma * image
-    # What another rule forbids, as a repeated n-gram, has -inf in both halves: their difference is not a number.
-    guided = guided.masked_fill(image.isneginf(), -torch.inf).log_softmax(-1)
-    return guided.repeat(2, 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distcap.report.claims import RULES, Claim, Comparison, judge_claims
+from distcap.report.claims import OURS, RULES, Claim, Comparison, judge_claims
 from distcap.report.plots import Point, front_plot, inline_svg, svg_file
 from distcap.report.statistics import pareto_front
 from distcap.report.systems import SECONDS, SPREAD, Ablation, System, load_ablation
@@ -89,7 +89,8 @@ def ablation_report(folder: Path, output: Path | None = None, docs: Path | None 
 
 
 def headline(claims: Sequence[Claim]) -> str:
-    """How many claims hold, in a sentence."""
+    """How many of the paper's claims hold, in a sentence."""
+    claims = [claim for claim in claims if claim.letter != OURS]
     holding = sum(claim.verdict == "holds" for claim in claims)
     count = "None" if not holding else "All" if holding == len(claims) else f"{holding}"
     verb = "holds" if holding in (0, 1) else "hold"

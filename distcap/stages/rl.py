@@ -39,7 +39,7 @@ class RL(CaptionerStage):
         baseline: what a sample's reward is compared with.
         objective: terms by name; their weighted sum is the loss.
         clip: the dual encoder that the rewards read, if any does, and that finds look-alikes for the data's batches.
-        clips: further ones by name, for the rewards that name one as their own `clip`.
+        clips: further ones by name, for the rewards that name one as their own `clip`; the others are not loaded.
         corpus: another data set, whose human captions with their images a learning discriminator learns from: for
             images without captions. By default it learns from those of the images themselves.
         sampler: how rollouts are drawn.
@@ -172,8 +172,10 @@ class RL(CaptionerStage):
         self._reference[0].to(self.device)
 
     def _named_clips(self) -> dict[str | None, FrozenClip]:
+        """Those that are read: looking at all images with one that no reward names would take its time for nothing."""
         named: dict[str | None, FrozenClip] = {} if self.clip is None else {None: self.clip}
-        return named | self.clips
+        read = {reward.clip for reward in self.rewards.values()}
+        return named | {name: clip for name, clip in self.clips.items() if name in read}
 
     def _mine(self, data: Any) -> None:
         """Find the look-alikes that a reward or the data's batches ask for, each CLIP its own, once."""

@@ -13,12 +13,13 @@ import yaml
 from miniature import write_checksums, write_coco, write_flickr30k, write_nocaps
 from served import Served, served
 
-from distcap.cli import configs_folder, main
+from distcap.cli import main
 from distcap.data import CocoCaptions
 from distcap.data import download as download_module
 from distcap.data.prepare import nocaps, prepare_coco, prepare_flickr30k, prepare_nocaps
 from distcap.data.prepare.coco import IMAGES
 from distcap.data.prepare.published import read_checksums
+from distcap.shipped import configs_folder
 from distcap.types import UserError
 
 
