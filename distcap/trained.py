@@ -85,6 +85,8 @@ def read_config(run: str) -> dict[str, Any]:
     file = Path(run) / "config.yaml"
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{run} is no run folder: there is no {file}; `distcap fit` leaves one in runs/") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{file}: not a run's config ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):

@@ -81,7 +81,8 @@ def caption_images(
     _say(f"{len(rows)} captions of {len(said)} images: {out}")
     if broken:
         others = f" (and {len(broken) - TOLD} more)" if len(broken) > TOLD else ""
-        _say(f"skipped {len(broken)} unreadable images: {'; '.join(islice(broken.values(), TOLD))}{others}")
+        why = "; ".join(islice(broken.values(), TOLD))
+        _say(f"left out, for they could not be read: {len(broken)} of {len(files)} images: {why}{others}")
     if findings:
         _say(summary(findings, list(said)))
 

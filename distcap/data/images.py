@@ -134,7 +134,8 @@ class ImageLoader(DataLoader):
                     yield batch
         finally:  # also where the consumer knows the number of batches and does not come back after the last
             if len(skipped) > before:
-                warnings.warn(f"skipped {len(skipped)} unreadable images; the first: {_first(skipped)}", stacklevel=2)
+                told = f"images left out, for they could not be read: {len(skipped)}; the first: {_first(skipped)}"
+                warnings.warn(told, stacklevel=2)
         if fatal:
             self._iterator = None  # ends the workers; the traceback would keep them, and make the process wait for them
             raise UserError(fatal)

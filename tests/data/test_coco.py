@@ -259,14 +259,14 @@ def test_corrupt_image_is_one_line_from_the_trainer_too(coco, corrupt, tmp_path)
 def test_corrupt_image_is_left_out_and_counted_on_request(coco, corrupt, arguments):
     corrupt()
     data = coco(on_error="skip", **arguments)
-    with pytest.warns(UserWarning, match="skipped 1 unreadable images; the first: image id 118"):
+    with pytest.warns(UserWarning, match="images left out, for they could not be read: 1; the first: image id 118"):
         assert ids(data.test_dataloader()) == [117, 119]
 
 
 def test_skipped_image_is_reported_by_the_first_epoch_only(coco, corrupt):
     corrupt()
     data = coco(on_error="skip")
-    with pytest.warns(UserWarning, match="skipped"):
+    with pytest.warns(UserWarning, match="could not be read"):
         list(data.test_dataloader())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -275,7 +275,7 @@ def test_skipped_image_is_reported_by_the_first_epoch_only(coco, corrupt):
 
 def test_batch_of_nothing_but_corrupt_images_is_left_out(coco, corrupt):
     corrupt()
-    with pytest.warns(UserWarning, match="skipped"):
+    with pytest.warns(UserWarning, match="could not be read"):
         batches = list(coco(on_error="skip", eval_batch_size=1).test_dataloader())
     assert [batch.image_ids for batch in batches] == [[117], [119]]
 
