@@ -27,6 +27,14 @@ from distcap.models import Sampler, VisionEncoderDecoder
 from distcap.types import UserError
 
 SIZES = ((32, 32), (90, 40), (33, 71), (200, 150))
+OTHERS: dict[str, dict[str, Any]] = {
+    "blip": {},
+    "git": {},
+    "blip2": {},
+    "smolvlm": {"image_size": 64},
+    "qwen_vl": {"image_size": 64},
+}
+"""And what they are to be told of 64-pixel images."""
 ENCODERS = {"vit": tiny.ENCODER, "convolutional": tiny.CONVOLUTIONAL}
 
 
@@ -72,9 +80,9 @@ def test_other_families_say_the_same_in_plain_transformers(workshop: Path, runs:
     files = sorted(str(file) for file in (workshop / "photos").iterdir())
     images = torch.stack([decode(file, 64) for file in files]) / 255
     code, expected = f"import json\nfiles = {files!r}\n", []
-    for name, family in (("blip", models.Blip), ("git", models.Git), ("blip2", models.Blip2)):
+    for name, told in OTHERS.items():
         families.WRITERS[name](tmp_path / name, side=64)
-        captioner = family(str(tmp_path / name)).eval()
+        captioner = families.load(name, tmp_path / name, **told)
         torch.manual_seed(1)
         with torch.no_grad():
             for parameter in captioner.parameters():

@@ -1,17 +1,34 @@
 """Captioners that are asked for a caption: vision-language models with a chat template."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distcap.models.captioner import Captioner
 from distcap.models.prefix import PrefixCaptioner
 from distcap.types import UserError
 
 MARK = "CAPTION"
 """Stands for the answer while the chat template is taken apart."""
+
+USAGE = """\
+from PIL import Image, ImageOps
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+
+model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+processor = AutoProcessor.from_pretrained(folder)
+rules = GenerationConfig.from_pretrained(folder)
+
+images = [ImageOps.exif_transpose(Image.open(file)).convert("RGB") for file in files]
+images = [image.resize(({side}, {side}), Image.Resampling.BICUBIC) for image in images]
+question = [{{"type": "image"}}, {{"type": "text", "text": {prompt!r}}}]
+chat = processor.apply_chat_template([{{"role": "user", "content": question}}], add_generation_prompt=True)
+inputs = processor(text=[chat] * len(images), images=[[image] for image in images], return_tensors="pt")
+tokens = model.generate(**inputs, generation_config=rules)[:, inputs.input_ids.shape[1] :]
+captions = [caption.strip() for caption in processor.batch_decode(tokens, skip_special_tokens=True)]
+"""
 
 
 class ChatVLM(PrefixCaptioner):
@@ -35,8 +52,6 @@ class ChatVLM(PrefixCaptioner):
 
     words: Tensor
     places: Tensor
-
-    export = Captioner.export  # an image comes within a conversation, which is ours to write
 
     def __init__(
         self,
@@ -125,6 +140,9 @@ class ChatVLM(PrefixCaptioner):
         more = torch.arange(1, length - self.words.shape[1] + 1, device=self.words.device)
         places = torch.cat([self.places, self.places[..., -1:] + more], -1)
         return {"position_ids": places.expand(*places.shape[:-2], rows, -1)}
+
+    def usage(self, folder: Path) -> str:
+        return USAGE.format(side=self._image_size, prompt=self.prompt)
 
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return super().tokenize([self.lead + caption for caption in captions])

@@ -284,13 +284,18 @@ class HuggingFaceCaptioner(Captioner):
                 "a captioner whose decoder has guidance: 1 can be exported"
             )
         self.save_pretrained(folder)
+        usage = self.usage(folder)
+        self._rules(decoder).save_pretrained(folder)  # over those that came with the weights
+        return usage
+
+    def usage(self, folder: Path) -> str:
+        """The code that captions with what `export` wrote; adds to the folder what the code needs beyond that."""
         if (network := self.exported()) is not self.model:
             network.save_pretrained(folder)
         # It names the authors' image processor, which would be read before the one that makes the pixels we trained on.
         (folder / "processor_config.json").unlink(missing_ok=True)
         pixels = image_processor(self.image_size, self.mean.flatten().tolist(), self.std.flatten().tolist())
         pixels.save_pretrained(folder)
-        self._rules(decoder).save_pretrained(folder)
         return USAGE.format(trust="" if network is self.model else ", trust_remote_code=True")
 
     def exported(self) -> Any:
