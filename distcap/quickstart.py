@@ -7,18 +7,19 @@ from pathlib import Path
 
 from distcap import lightning_cli
 from distcap.shipped import find_configs
-from distcap.steps import MODELS, Step
+from distcap.steps import Step
 from distcap.types import UserError
 from distcap.walk import Stride, claim, walk
 
 CAPTIONERS = ("mle", "clip_only", "distcap")
 """The runs that are compared."""
 
-STEPS = (
-    *MODELS,
+RUNS = (
     Step("clip_only", ("demo/rl.yaml", "experiments/clip_only.yaml"), "RL on the CLIP similarity alone"),
     Step("distcap", ("demo/rl.yaml",), "RL by distcap's recipe"),
 )
+STEPS = tuple(dict.fromkeys([*(step for run in RUNS for step in run.foundations), *RUNS]))
+"""What they start from, and they."""
 
 KEYS = (
     *(f"{judge}{way}_recall@{k}" for judge in ("", "judge_") for way in ("t2i", "i2t") for k in (1, 5, 10)),

@@ -67,7 +67,9 @@ class Step:
 
         A CLIP that stands ready and that no reward reads is none of them.
         """
-        settings = self.config["model"]["init_args"]
+        settings = dict(self.config["model"]["init_args"])
+        if not self.config["model"]["class_path"].endswith(".RL"):
+            settings.pop("rewards", None)  # those of the config that it is laid over
         read = {reward.get("init_args", {}).get("clip") for reward in settings.get("rewards", {}).values()}
         clips = [clip for name, clip in settings.get("clips", {}).items() if name in read]
         by_name = {step.name: step for step in (*MODELS, GRAMMAR)}
@@ -85,7 +87,7 @@ MODELS = (
     MLE,
     Step("discriminator", ("demo/discriminator.yaml",), "human or machine?"),
 )
-"""What every system starts from."""
+"""What systems start from: all of them from clip, judge and mle, some from the others."""
 
 GRAMMAR = Step("grammar", ("demo/grammar.yaml",), "intact or corrupted?")
 """What the one system with a grammar head needs as well."""
@@ -114,5 +116,5 @@ def _overlay(config: Any, later: Any) -> Any:
     """Two configs as the command line merges them: a dict argument of a stage is replaced, anything else merged."""
     if not isinstance(config, dict) or not isinstance(later, dict):
         return later
-    replaced = {key: later[key] for key in ("rewards", "objective") if key in later}
+    replaced = {key: later[key] for key in ("rewards", "objective", "clips") if key in later}
     return {**config, **{key: _overlay(config.get(key), value) for key, value in later.items()}, **replaced}

@@ -34,10 +34,8 @@ class Commands:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         if self.name(command) == self.terminated:
             return SimpleNamespace(returncode=0)
-        if run.name in ("clip", "judge", "discriminator", "grammar"):
-            (run / ("clip" if run.name == "judge" else run.name.replace("grammar", "discriminator"))).mkdir(
-                exist_ok=True
-            )
+        if run.name in ("clip", "second", "judge", "discriminator", "grammar"):
+            (run / ("discriminator" if run.name in ("discriminator", "grammar") else "clip")).mkdir(exist_ok=True)
         else:
             (run / "metrics.json").write_text(json.dumps({"test": {}}))
             caption = self.says if run.name == "mle" else "a dog"
@@ -92,10 +90,10 @@ def test_two_workers_never_begin_a_run_before_what_it_needs_is_done(commands: Co
 
 
 def test_a_second_clip_is_trained_for_the_system_that_reads_it_and_for_no_other(commands: Commands) -> None:
-    go(systems=("scst", "one_clip"))
-    assert commands.runs == [f"seed-0/{name}" for name in (*BASE, "scst", "one_clip")]
+    go(systems=("scst", "one_clip", "guidance"))
+    assert commands.runs == [f"seed-0/{name}" for name in (*BASE, "scst", "one_clip", "guidance")]
     go(systems=("distcap",))
-    assert commands.runs[len(BASE) + 2 :] == ["seed-0/second", "seed-0/distcap"]
+    assert commands.runs[len(BASE) + 3 :] == ["seed-0/second", "seed-0/distcap"]
 
 
 def test_what_is_done_is_skipped(commands: Commands) -> None:

@@ -139,6 +139,13 @@ def test_the_captioner_trains_a_step_of_mle_and_one_of_rl_from_there(name: str, 
     assert not lora or all("lora_" in key for key in saved if key.startswith("captioner."))
 
 
+def test_the_second_clip_differs_from_the_first_by_its_seed(workshop: Path) -> None:
+    configs = ("--config", "demo/clip.yaml", "--config", "demo/second.yaml", "--run=demo/of-second")
+    cli = tiny.run(workshop, "fit", *configs, *STEP, *overrides(load(ROOT / "demo/clip.yaml")))
+    assert cli.trainer.global_step == 1
+    assert cli.config["fit"]["seed_everything"] == 2000
+
+
 def test_the_judge_is_a_clip_that_learns_otherwise(workshop: Path) -> None:
     configs = ("--config", "demo/clip.yaml", "--config", "demo/judge.yaml", "--run=demo/of-judge")
     config = load(ROOT / "demo/clip.yaml")
@@ -155,7 +162,9 @@ def test_the_experiment_trains_a_step_or_is_tested_on_either_data_set(name: str,
     config = load(ROOT / base)
     stage = load(ROOT / "experiments" / f"{name}.yaml")["model"]["class_path"].rsplit(".", 1)[1]
     trains = stage == "RL"
-    configs = ("--config", base, "--config", f"experiments/{name}.yaml", f"--run={run}")
+    own = experiment(name).configs[2:] if base == "demo/rl.yaml" else ()
+    over = (part for config in (f"experiments/{name}.yaml", *own) for part in ("--config", config))
+    configs = ("--config", base, *over, f"--run={run}")
     cli = tiny.run(
         workshop,
         "fit" if trains else "test",

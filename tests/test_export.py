@@ -291,7 +291,7 @@ def rl(folder: Path, **captioner: Any) -> TrainedRun:
 
 
 def test_the_card_states_the_recipe_and_what_was_warned_of(tmp_path: Path) -> None:
-    write_card(tmp_path, rl(tmp_path, init_from=None), Sampler(method="greedy"), "captions = []", None)
+    write_card(tmp_path, rl(tmp_path, init_from=None), Sampler(method="greedy"), "captions = []", "image-to-text", None)
     text = (tmp_path / "README.md").read_text()
     for line in (
         "stage: RL, learning_rate=0.125",

@@ -1,4 +1,4 @@
-"""The whole method through the command line, in miniature: what each command leaves for the next one and for us."""
+"""Two recipes through the command line, in miniature: what each command leaves for the next one and for us."""
 
 import csv
 import json

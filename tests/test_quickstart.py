@@ -71,14 +71,14 @@ def test_each_clip_differs_by_its_seed_and_sees_the_same_pictures(fit: Fit, seed
 def test_a_demo_that_failed_goes_on_with_the_checkpoint_of_its_last_step(
     fit: Fit, capsys: pytest.CaptureFixture
 ) -> None:
-    fit.fails = "discriminator"
+    fit.fails = "mle"
     with pytest.raises(OSError, match="no space left"):
         run_quickstart("demo", seed=0, size=1.0)
-    assert "Stopped in step discriminator; the same command goes on from here" in capsys.readouterr().err
+    assert "Stopped in step mle; the same command goes on from here" in capsys.readouterr().err
     fit.fails, fit.commands = "", []
     run_quickstart("demo", seed=0, size=1.0)
-    assert fit.steps == ["discriminator", "clip_only", "distcap"]
-    assert fit.option("--ckpt_path", 0) == "runs/demo/discriminator/checkpoints/last.ckpt"
+    assert fit.steps == ["mle", "second", "clip_only", "distcap"]
+    assert fit.option("--ckpt_path", 0) == "runs/demo/mle/checkpoints/last.ckpt"
     assert "--ckpt_path" not in fit.commands[1]
 
 

@@ -102,7 +102,7 @@ def test_a_reward_that_names_a_clip_which_the_stage_does_not_have_is_one_error()
         words.Stage(named, Zero(), {"policy_gradient": PolicyGradient()}, clips={"other": words.Clip()})
 
 
-def test_each_clip_finds_its_own_look_alikes_and_only_those_asked_for() -> None:
+def test_each_clip_that_is_read_finds_its_own_look_alikes_and_only_those_asked_for() -> None:
     class OtherSight(words.Clip):
         """Sees of an image the next one."""
 
@@ -121,6 +121,7 @@ def test_each_clip_finds_its_own_look_alikes_and_only_those_asked_for() -> None:
     )
     stage.setup("fit")
     found = {name: sight.mined for name, sight in stage._sights.items()}
+    assert found.keys() == {None, "other", "third"}
     assert found[None] is found["third"] is None
     shifted = Neighbours.mine(words.SEEN.roll(-7, 0), list(words.TRUTH), 2)
     assert torch.equal(found["other"].of([0, 5], 1, 2), shifted.of([0, 5], 1, 2))

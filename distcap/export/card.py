@@ -10,11 +10,11 @@ from distcap.metrics.signature import decoder_line
 from distcap.models import Sampler
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-PARTS = ("captioner", "decoder", "rewards", "objective", "baseline", "clip", "sampler")
+PARTS = ("captioner", "decoder", "rewards", "objective", "baseline", "clip", "clips", "sampler")
 """Arguments of a stage that the card has a line or a table of their own for."""
 
 
-def write_card(folder: Path, run: TrainedRun, decoder: Sampler, usage: str, license: str | None) -> None:
+def write_card(folder: Path, run: TrainedRun, decoder: Sampler, usage: str, task: str, license: str | None) -> None:
     """Write README.md: metadata as the Hugging Face hub wants them, and what a user should know.
 
     Args:
@@ -22,6 +22,7 @@ def write_card(folder: Path, run: TrainedRun, decoder: Sampler, usage: str, lice
         run: what was exported.
         decoder: how it decodes.
         usage: Python code that makes `captions` of `files`.
+        task: as the hub names it.
         license: as the hub names it, if it is known.
     """
     from huggingface_hub import ModelCard, ModelCardData
@@ -31,7 +32,7 @@ def write_card(folder: Path, run: TrainedRun, decoder: Sampler, usage: str, lice
         base_model=run.base_model(),
         license=license,
         library_name="transformers",
-        pipeline_tag="image-to-text",
+        pipeline_tag=task,
         tags=["image-captioning", "distcap"],
         eval_results=_results(run) or None,
     )
@@ -41,6 +42,7 @@ def write_card(folder: Path, run: TrainedRun, decoder: Sampler, usage: str, lice
         name=run.name,
         folder=folder.name,
         usage=usage.strip(),
+        chat=task == "image-text-to-text",
         code=sorted(file.name for file in folder.glob("*.py")),
         base_model=run.base_model(),
         splits=list(run.metrics),
@@ -50,6 +52,7 @@ def write_card(folder: Path, run: TrainedRun, decoder: Sampler, usage: str, lice
         stage=run.config["model"]["class_path"].rsplit(".", 1)[-1],
         rewards=_parts(run.stage.get("rewards")),
         objective=_parts(run.stage.get("objective")),
+        clips=_parts(_read_clips(run.stage)),
         baseline=_short(run.stage.get("baseline")),
         sampler=_arguments(run.stage.get("sampler")),
         decoder=decoder_line(decoder),
@@ -114,6 +117,16 @@ def _judges(config: Mapping[str, Any]) -> dict[str, str]:
     found = [one for one in callbacks if isinstance(one, dict) and one["class_path"].endswith(".Evaluation")]
     clips = {name: found[0]["init_args"].get(name) for name in ("clip", "judge")} if found else {}
     return {name: _short(clip) for name, clip in clips.items() if clip}
+
+
+def _read_clips(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """The reward CLIPs that rewards name; "" is the one of those that name none."""
+    named = {(reward.get("init_args") or {}).get("clip") for reward in (stage.get("rewards") or {}).values()}
+    clips = {
+        "": stage.get("clip"),
+        **{name: clip for name, clip in (stage.get("clips") or {}).items() if name in named},
+    }
+    return {name: clip for name, clip in clips.items() if clip}
 
 
 def _class(spec: Any) -> str:

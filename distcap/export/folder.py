@@ -47,6 +47,6 @@ def export_run(run: Path, output: Path | None = None, license: str | None = None
         folder.mkdir()
         usage = captioner.export(folder, decoder)
         shutil.copy(run / "config.yaml", folder / "config.yaml")
-        write_card(folder, trained, decoder, usage, license)
+        write_card(folder, trained, decoder, usage, captioner.task, license)
         folder.replace(output)
     return output

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,9 @@ class Sampler:
 
 class Captioner(nn.Module, ABC):
     """The policy: images in, captions out. Tokens are its own affair; the rest of distcap speaks strings."""
+
+    task: ClassVar[str] = "image-to-text"
+    """What it does, in the words of the Hugging Face hub."""
 
     @property
     def trained(self) -> bool:

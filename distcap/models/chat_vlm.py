@@ -50,6 +50,7 @@ class ChatVLM(PrefixCaptioner):
         UserError: there is no such model, or its processor would change images of this size.
     """
 
+    task = "image-text-to-text"
     words: Tensor
     places: Tensor
 

@@ -1,4 +1,4 @@
-"""The ablation's page and its table in the docs: all systems over seeds, the trade-off, and the paper's claims."""
+"""The ablation's page and its table in the docs: all systems over seeds, the trade-off, and what is claimed."""
 
 from collections.abc import Sequence
 from pathlib import Path

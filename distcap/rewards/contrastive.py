@@ -14,7 +14,7 @@ class Contrastive(Reward):
     """How much better a caption fits its image than the pool's other captions and images do.
 
     The formulas are those of `distcap.functional.contrastive` (paper, bidirectional contrastive reward). Negative
-    values are usual: the pool holds the image's own human caption.
+    values are usual: the pool holds the image's own human captions.
 
     Args:
         weight: share in the total reward.

@@ -44,7 +44,8 @@ class RL(CaptionerStage):
             images without captions. By default it learns from those of the images themselves.
         sampler: how rollouts are drawn.
         decoder: how captions are decoded for evaluation, and for the greedy baseline.
-        ground_truth_per_image: human captions of each image in a step.
+        ground_truth_per_image: human captions of each image in a step; of one that has fewer, some come more than once,
+            and compete with their copies.
         normalise: each reward by itself, before its weight: not at all, by the samples of the whole batch, or by those
             of the image.
         updates_per_rollout: optimizer steps on the same captions; the trainer counts them as one.
