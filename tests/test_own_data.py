@@ -41,9 +41,6 @@ def miniature(command: str) -> list[str]:
     args.append(
         "--model.captioner.init_from=runs/demo/mle" if "mle.yaml" in args else "--model.clip.model=runs/demo/clip"
     )
-    if "rl.yaml" in args:
-        second = {"class_path": "distcap.models.FrozenClip", "init_args": {"model": "runs/demo/second"}}
-        args.append(f"--model.clips={json.dumps({'second': second})}")
     watch = [{"class_path": "distcap.callbacks.HackingWatch"}] if "rl.yaml" in args else []
     if "discriminator.yaml" not in args:
         args.append(f"--trainer.callbacks={json.dumps([*watch, tiny.EVALUATION])}")
@@ -57,7 +54,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory, workshop: Path) -> Any:
     def make(name: str, captions: bool) -> Path:
         folder = tmp_path_factory.mktemp(name)
         (folder / "runs" / "demo").mkdir(parents=True)
-        for run in ("clip", "judge", "second", "mle"):
+        for run in ("clip", "judge", "mle"):
             (folder / "runs" / "demo" / run).symlink_to(workshop / "runs" / "demo" / run)
         rows = []
         for image in json.loads((workshop / "data" / "annotators.json").read_text())["images"]:

@@ -45,7 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clip = f"--model.model_cfg={json.dumps(TINY_CLIP)}"
     fit(folder, "clip", "demo/clip", clip)
     fit(folder, "clip", "demo/judge", clip, "--seed_everything=1")
-    fit(folder, "clip", "demo/second", clip, "--seed_everything=2")
     fit(folder, "mle", "demo/mle", "--model.warmup_steps=1", callbacks=[tiny.EVALUATION])
     fit(folder, "discriminator", "demo/discriminator")
     fit(folder, "rl", "demo/distcap", "--model.health_every=1", callbacks=[tiny.EVALUATION])
@@ -140,7 +139,6 @@ def test_the_rl_stage_logs_its_reward_policy_loss_and_validation(folder: Path) -
         "loss/weighted_teacher_forcing",
         "reward/total",
         "reward/sampled/contrastive",
-        "reward/sampled/second_opinion",
         "reward/ground_truth/contrastive",
         "policy/entropy",
         "policy/length",
@@ -199,9 +197,9 @@ def test_the_discriminator_goes_on_learning_during_rl(folder: Path) -> None:
 
 
 def test_images_and_ground_truth_are_embedded_once_for_all_runs(folder: Path) -> None:
-    """Three CLIPs saw the pictures, whatever the number of runs: each in a store of its own, without a row twice."""
+    """Two CLIPs saw the pictures, whatever the number of runs: each in a store of its own, without a row twice."""
     stores = sorted((folder / "data").rglob("index.jsonl"))
-    assert len({store.parent.name for store in stores if store.parent.name.endswith("-images")}) == 3
+    assert len({store.parent.name for store in stores if store.parent.name.endswith("-images")}) == 2
     for store in stores:
         keys = [key for line in store.read_text().splitlines() for key in json.loads(line)["versions"]]
         assert len(keys) == len(set(keys))

@@ -40,7 +40,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str
     tiny.make_captioner().save_pretrained(folder / "captioner")
     first = {"captioner": {"class_path": tiny.VED, "init_args": {"init_from": "./captioner"}}}
     rl = {
-        "model": {"class_path": "distcap.stages.RL", "init_args": {"clip": CLIP, "clips": {"second": CLIP}}},
+        "model": {"class_path": "distcap.stages.RL", "init_args": {"clip": CLIP}},
         "trainer": EVALUATED,
     }
     parts = {

@@ -111,12 +111,12 @@ _CLAIMS: Sequence[tuple[str, str, str, Sequence[tuple[str, str, str, Wish]]]] = 
     (
         OURS,
         "Beyond the paper: distcap's own recipe finds clearly more images than the whole method, and writes as well.",
-        "It finds more images than the whole method at no lower CIDEr. What its second CLIP adds is told, too.",
+        "It finds more images than the whole method at no lower CIDEr. What a second CLIP adds is told, too.",
         (
             ("distcap", "full", RETRIEVAL, "higher"),
             ("distcap", "full", CIDER, "not lower"),
-            ("distcap", "one_clip", RETRIEVAL, ""),
-            ("distcap", "one_clip", CIDER, ""),
+            ("two_clips", "distcap", RETRIEVAL, ""),
+            ("two_clips", "distcap", CIDER, ""),
         ),
     ),
 )
