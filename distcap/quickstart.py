@@ -18,8 +18,7 @@ RUNS = (
     Step("clip_only", ("demo/rl.yaml", "experiments/clip_only.yaml"), "RL on the CLIP similarity alone"),
     Step("distcap", ("demo/rl.yaml",), "RL by distcap's recipe"),
 )
-STEPS = tuple(dict.fromkeys([*(step for run in RUNS for step in run.foundations), *RUNS]))
-"""What they start from, and they."""
+"""What is trained by RL, and compared with what it starts from."""
 
 KEYS = (
     *(f"{judge}{way}_recall@{k}" for judge in ("", "judge_") for way in ("t2i", "i2t") for k in (1, 5, 10)),
@@ -29,13 +28,18 @@ KEYS = (
 """What the summary tells of a run, on the test split; METEOR and SPICE join where Java is installed."""
 
 
+def steps() -> list[Step]:
+    """What the runs start from, and they."""
+    return [*dict.fromkeys(step for run in RUNS for step in run.foundations), *RUNS]
+
+
 def run_quickstart(run: str, seed: int, size: float) -> None:
     """Paint, train, evaluate and report in runs/RUN. A step that is done is not done again; half of one is resumed."""
     if size <= 0 or seed < 0:
         raise UserError(f"a demo of seed {seed} and size {size}: a seed is 0 or more, a size more than 0")
     folder = Path("runs") / run
     claim(folder, {"seed": seed, "size": size}, "demo")
-    strides = [Stride(step.name, step.what, partial(_fit, step, run, seed, size)) for step in STEPS]
+    strides = [Stride(step.name, step.what, partial(_fit, step, run, seed, size)) for step in steps()]
     _report(folder, walk(strides, folder / "seconds.json"))
 
 

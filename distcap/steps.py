@@ -72,7 +72,7 @@ class Step:
             settings.pop("rewards", None)  # those of the config that it is laid over
         read = {reward.get("init_args", {}).get("clip") for reward in settings.get("rewards", {}).values()}
         clips = [clip for name, clip in settings.get("clips", {}).items() if name in read]
-        by_name = {step.name: step for step in (*MODELS, GRAMMAR)}
+        by_name = {step.name: step for step in MODELS}
         text = json.dumps([settings | {"clips": clips}, self.config["trainer"]])
         named = {by_name[name] for name in re.findall(r'"@(\w+)"', text)}
         found = named.union(*(step.foundations for step in named))
@@ -86,11 +86,9 @@ MODELS = (
     Step("judge", ("demo/clip.yaml", "demo/judge.yaml"), "the held-out judge"),
     MLE,
     Step("discriminator", ("demo/discriminator.yaml",), "human or machine?"),
+    Step("grammar", ("demo/grammar.yaml",), "intact or corrupted?"),
 )
 """What systems start from: all of them from clip, judge and mle, some from the others."""
-
-GRAMMAR = Step("grammar", ("demo/grammar.yaml",), "intact or corrupted?")
-"""What the one system with a grammar head needs as well."""
 
 
 def experiment(name: str) -> Step:

@@ -109,11 +109,13 @@ def test_the_values_of_the_images_have_the_metrics_as_their_mean(left: Any) -> N
 
 
 def test_prediction_waits_for_no_clip() -> None:
-    class Absent:
-        def to(self, device: str) -> None:
-            raise AssertionError("not asked for")
-
-    Evaluation(Absent()).setup(SimpleNamespace(), SimpleNamespace(), "predict")  # type: ignore[arg-type]
+    asked = []
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device="cpu"))
+    evaluation = Evaluation(SimpleNamespace(to=asked.append))  # type: ignore[arg-type]
+    evaluation.setup(trainer, SimpleNamespace(), "predict")  # type: ignore[arg-type]
+    assert not asked
+    evaluation.setup(trainer, SimpleNamespace(), "test")  # type: ignore[arg-type]
+    assert asked == ["cpu"]
 
 
 def test_the_gap_between_reward_clip_and_judge_is_measured_and_logged(left: Any) -> None:
