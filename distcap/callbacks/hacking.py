@@ -245,7 +245,7 @@ class HackingWatch(Callback):
                     "judge_gap",
                     f"R@1 by the reward CLIP is {gap:.3g} points above R@1 by the judge, against {before:.3g} at the "
                     "first validation: the captions suit that one CLIP and not the images; believe the judge, and "
-                    "lower the learning rate or let a second CLIP reward, too",
+                    "lower the learning rate or add weighted teacher forcing to the objective",
                 )
 
     def _warn(self, trainer: Trainer, symptoms: Iterator[tuple[str, str]]) -> None:
