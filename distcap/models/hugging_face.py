@@ -26,7 +26,7 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 
 model = AutoModelForImageTextToText.from_pretrained(folder{trust}).eval()
 processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder{trust})
 rules = GenerationConfig.from_pretrained(folder)
 
 images = [ImageOps.exif_transpose(Image.open(file)).convert("RGB") for file in files]
@@ -296,7 +296,7 @@ class HuggingFaceCaptioner(Captioner):
         (folder / "processor_config.json").unlink(missing_ok=True)
         pixels = image_processor(self.image_size, self.mean.flatten().tolist(), self.std.flatten().tolist())
         pixels.save_pretrained(folder)
-        return USAGE.format(trust="" if network is self.model else ", trust_remote_code=True")
+        return USAGE.format(trust=", trust_remote_code=True" if any(folder.glob("*.py")) else "")
 
     def exported(self) -> Any:
         """The network, or the same one of a class that brings its code along where transformers has none for it."""

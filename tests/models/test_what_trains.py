@@ -141,14 +141,15 @@ def test_a_captioner_with_adapters_is_saved_with_merged_weights(family: str, she
     assert torch.equal(*words)
 
 
-def test_frozen_weights_can_be_kept_in_fewer_bits_than_adapters(shelf: Path, tmp_path: Path) -> None:
-    captioner = families.load("smolvlm", shelf / "smolvlm", lora=families.lora("smolvlm", base="bfloat16"))
-    precisions = {p.requires_grad: p.dtype for p in captioner.parameters()}
-    assert precisions == {True: torch.float32, False: torch.bfloat16}
+@pytest.mark.parametrize("family", ["smolvlm", "clipcap"])
+def test_frozen_weights_can_be_kept_in_fewer_bits_than_what_learns(family: str, shelf: Path, tmp_path: Path) -> None:
+    captioner = families.load(family, shelf / family, lora=families.lora(family, base="bfloat16"))
+    precisions = {(p.requires_grad, p.dtype) for p in captioner.parameters()}
+    assert precisions == {(True, torch.float32), (False, torch.bfloat16)}
     likelihood(captioner).backward()
     captioner.generate(captioner.encode(IMAGES), GREEDY)
     captioner.save_pretrained(tmp_path)
-    assert {p.dtype for p in families.load("smolvlm", tmp_path).parameters()} == {torch.float32}
+    assert {p.dtype for p in families.load(family, tmp_path).parameters()} == {torch.float32}
 
 
 def test_layers_that_are_not_there_are_one_error_that_names_those_that_are(shelf: Path) -> None:
