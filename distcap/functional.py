@@ -44,19 +44,20 @@ def reinforce(logprobs: Tensor, mask: Tensor, advantages: Tensor, reduction: Red
     return -(advantages.detach() * sequence_logprobs(logprobs, mask, reduction)).mean()
 
 
-def weights(rewards: Tensor, weighting: Weighting) -> Tensor:
+def weights(rewards: Tensor, weighting: Weighting, temperature: float = 1.0) -> Tensor:
     """(N,) -> (N,) what a ground-truth caption weighs in weighted teacher forcing.
 
     A raw reward may be negative, and then unlearns the human caption. The others are never negative: "minmax" maps the
-    batch onto [0, 1], "softmax" sums to N, "clamp" cuts at zero. A batch of equal rewards gets equal weights of 1 by
-    minmax and softmax.
+    batch onto [0, 1], "softmax" is exp(r / temperature) scaled to sum to N, which is the weight of advantage-weighted
+    regression (Peng et al. 2019, arXiv 1910.00177), "clamp" cuts at zero. A batch of equal rewards gets equal weights
+    of 1 by minmax and softmax.
     """
     if weighting == "raw":
         return rewards
     if weighting == "clamp":
         return rewards.clamp(min=0)
     if weighting == "softmax":
-        return rewards.softmax(0) * len(rewards)
+        return (rewards / temperature).softmax(0) * len(rewards)
     low, high = rewards.min(), rewards.max()
     return torch.where(high > low, (rewards - low) / (high - low).clamp(min=1e-12), torch.ones_like(rewards))
 

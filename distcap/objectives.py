@@ -16,6 +16,7 @@ from distcap.functional import (
     sequence_logprobs,
     weights,
 )
+from distcap.types import UserError
 
 
 class Term(nn.Module, ABC):
@@ -118,19 +119,35 @@ class WeightedTeacherForcing(Term):
         weight: share in the objective.
         weighting: of the captions' total reward; see `distcap.functional.weights`. Raw rewards may be negative, and
             then unlearn the human captions that lose in the pool.
+        temperature: of the softmax weighting, on the rewards' scale: the lower, the more the best captions weigh.
         reduction: see Term.
+
+    Raises:
+        UserError: the temperature isn't above zero, or another weighting has no use for one.
     """
 
     needs_captions = "leave it out"
 
-    def __init__(self, weight: float = 1.0, weighting: Weighting = "minmax", reduction: Reduction = "mean") -> None:
+    def __init__(
+        self,
+        weight: float = 1.0,
+        weighting: Weighting = "minmax",
+        temperature: float = 1.0,
+        reduction: Reduction = "mean",
+    ) -> None:
         super().__init__(weight, reduction)
+        if not temperature > 0 or (temperature != 1 and weighting != "softmax"):
+            raise UserError(
+                f"WeightedTeacherForcing: weighting {weighting}, temperature {temperature:g}; "
+                "a temperature is of softmax, and above zero"
+            )
         self.weighting: Weighting = weighting
+        self.temperature = temperature
 
     def forward(self, experience: Experience, advantages: Tensor) -> Tensor:
         truth = experience.ground_truth
         rewards, first = experience.gather(experience.ground_truth_reward)
-        own = weights(rewards, self.weighting)[first : first + len(truth)]
+        own = weights(rewards, self.weighting, self.temperature)[first : first + len(truth)]
         return reinforce(truth.logprobs, truth.mask, own, self.reduction)
 
 

@@ -236,6 +236,8 @@ def test_weights_by_hand():
     assert weights(rewards, "minmax").tolist() == [0, 0.25, 1]
     assert weights(rewards, "clamp").tolist() == [0, 0, 3]
     assert weights(torch.tensor([0.0, math.log(3)]), "softmax").tolist() == pytest.approx([0.5, 1.5])
+    # At half the temperature the odds are squared, 9 to 1.
+    assert weights(torch.tensor([0.0, math.log(3)]), "softmax", 0.5).tolist() == pytest.approx([0.2, 1.8])
 
 
 @pytest.mark.parametrize("weighting", ["minmax", "softmax"])

@@ -14,6 +14,7 @@ from distcap.functional import reinforce
 from distcap.objectives import KLToReference, PolicyGradient, TeacherForcing, Term, WeightedTeacherForcing
 from distcap.rewards import ClipSimilarity, Contrastive
 from distcap.stages import RL
+from distcap.types import UserError
 
 
 def with_leaves(ground_truth_reward: list[float] | None = None) -> Experience:
@@ -64,6 +65,26 @@ def test_two_processes_weigh_human_captions_as_one_with_the_whole_batch_does(wei
         return WeightedTeacherForcing(weighting=weighting)(experience, ADVANTAGES)
 
     torch.testing.assert_close((loss(0, 2) + loss(2, 4)) / 2, loss(0, 4))
+
+
+def test_the_lower_the_temperature_the_more_the_best_human_caption_is_learnt():
+    shares = []
+    for temperature in (1.0, 0.05):
+        experience = with_leaves(TRUTH_REWARD)
+        term = WeightedTeacherForcing(weighting="softmax", temperature=temperature)
+        term(experience, ADVANTAGES).backward()
+        step = -experience.ground_truth.logprobs.grad[:, 0]
+        shares.append(step / step.sum())
+    lengths = experience.ground_truth.mask.sum(1)
+    expected = (torch.tensor(TRUTH_REWARD) / 0.05).exp() / lengths  # each token has its share of its caption's weight
+    torch.testing.assert_close(shares[1], expected / expected.sum())
+    assert shares[1][3] > 2 * shares[0][3]
+
+
+@pytest.mark.parametrize(("weighting", "temperature"), [("softmax", 0.0), ("softmax", -1.0), ("minmax", 0.1)])
+def test_a_temperature_that_means_nothing_is_one_error(weighting: Any, temperature: float):
+    with pytest.raises(UserError, match="a temperature is of softmax"):
+        WeightedTeacherForcing(weighting=weighting, temperature=temperature)
 
 
 def test_raw_weights_unlearn_a_human_caption_that_loses_and_minmax_does_not():
