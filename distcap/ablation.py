@@ -30,7 +30,7 @@ FAMILIES = {
         *("contrastive_teacher_forcing", "contrastive_wtf", "contrastive_discriminator"),
     ),
     "the method": ("full", "paper", "leave_one_out", "ppo"),
-    "beyond": ("distcap", "two_clips"),
+    "beyond": ("distcap", "two_clips", "sharp_clip"),
 }
 """Of configs/experiments, in the order of the table; teacher forcing comes first, for all of them start there."""
 

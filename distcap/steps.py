@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from distcap.shipped import configs_folder, find_configs
 
-CHANCE = {"judge": 1000, "second": 2000}
+CHANCE = {"judge": 1000, "second": 2000, "sharp": 2000}
 """Added to the seed for the training of CLIPs that are to differ from the first, not for their pictures."""
 
 
@@ -83,6 +83,7 @@ MLE = Step("mle", ("demo/mle.yaml",), "teacher forcing")
 MODELS = (
     Step("clip", ("demo/clip.yaml",), "the reward CLIP"),
     Step("second", ("demo/clip.yaml", "demo/second.yaml"), "a second reward CLIP"),
+    Step("sharp", ("demo/clip.yaml", "demo/sharp.yaml"), "the reward CLIP, having learnt on"),
     Step("judge", ("demo/clip.yaml", "demo/judge.yaml"), "the held-out judge"),
     MLE,
     Step("discriminator", ("demo/discriminator.yaml",), "human or machine?"),

@@ -34,7 +34,7 @@ class Commands:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         if self.name(command) == self.terminated:
             return SimpleNamespace(returncode=0)
-        if run.name in ("clip", "second", "judge", "discriminator", "grammar"):
+        if run.name in ("clip", "second", "sharp", "judge", "discriminator", "grammar"):
             (run / ("discriminator" if run.name in ("discriminator", "grammar") else "clip")).mkdir(exist_ok=True)
         else:
             (run / "metrics.json").write_text(json.dumps({"test": {}}))
@@ -94,6 +94,8 @@ def test_a_second_clip_is_trained_for_the_system_that_reads_it_and_for_no_other(
     assert commands.runs == [f"seed-0/{name}" for name in (*BASE, "scst", "distcap", "guidance")]
     go(systems=("two_clips",))
     assert commands.runs[len(BASE) + 3 :] == ["seed-0/second", "seed-0/two_clips"]
+    go(systems=("sharp_clip",))
+    assert commands.runs[len(BASE) + 5 :] == ["seed-0/sharp", "seed-0/sharp_clip"]
 
 
 def test_what_is_done_is_skipped(commands: Commands) -> None:

@@ -1,5 +1,6 @@
 """Every shipped config trains a step, through the command line."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from distcap.ablation import SYSTEMS
 from distcap.shipped import configs_folder
+from distcap.stages import Clip
 from distcap.steps import experiment
+from distcap.types import UserError
 
 ROOT = configs_folder()
 PAPER = {"paper_mle", "paper_discriminator", "paper_rl"}
@@ -144,6 +147,26 @@ def test_the_second_clip_differs_from_the_first_by_its_seed(workshop: Path) -> N
     cli = tiny.run(workshop, "fit", *configs, *STEP, *overrides(load(ROOT / "demo/clip.yaml")))
     assert cli.trainer.global_step == 1
     assert cli.config["fit"]["seed_everything"] == 2000
+
+
+def test_the_sharp_clip_goes_on_from_the_first(workshop: Path) -> None:
+    config, still = load(ROOT / "demo/clip.yaml"), (*STEP, "--model.learning_rate=0")
+    first, sharp = ("--config", "demo/clip.yaml", "--run=demo/of-first"), ("--config", "demo/clip.yaml")
+    sharp = (*sharp, "--config", "demo/sharp.yaml", "--run=demo/of-sharp", "--model.init_from=@of-first")
+    tiny.run(workshop, "fit", *first, *still, *overrides(config))
+    cli = tiny.run(workshop, "fit", *sharp, *still, *overrides(config))
+    assert cli.model.max_logit_scale > config["model"]["init_args"]["max_logit_scale"]
+    before, after = (
+        load_file(workshop / "runs/demo" / run / "clip/open_clip_model.safetensors") for run in ("of-first", "of-sharp")
+    )
+    assert all(torch.equal(after[name], value) for name, value in before.items() if "running" not in name)
+    assert load(ROOT / "demo/sharp.yaml")["model"]["init_args"]["init_from"] == "@clip"
+
+
+def test_a_clip_of_another_size_cannot_be_gone_on_from(workshop: Path) -> None:
+    other = {**TINY_CLIP, "embed_dim": 8}
+    with pytest.raises(UserError, match="runs/demo/clip is a CLIP of another model_cfg"), contextlib.chdir(workshop):
+        Clip(other, init_from="runs/demo/clip")
 
 
 def test_the_judge_is_a_clip_that_learns_otherwise(workshop: Path) -> None:

@@ -111,10 +111,15 @@ _CLAIMS: Sequence[tuple[str, str, str, Sequence[tuple[str, str, str, Wish]]]] = 
     (
         OURS,
         "Beyond the paper: distcap's own recipe finds clearly more images than the whole method, and writes as well.",
-        "It finds more images than the whole method at no lower CIDEr. What a second CLIP adds is told, too.",
+        "It finds more images than the whole method at no lower CIDEr, and so it does with a reward CLIP seeing more; "
+        "what that adds is told, too, and what a second CLIP does.",
         (
             ("distcap", "full", RETRIEVAL, "higher"),
             ("distcap", "full", CIDER, "not lower"),
+            ("sharp_clip", "full", RETRIEVAL, "higher"),
+            ("sharp_clip", "full", CIDER, "not lower"),
+            ("sharp_clip", "distcap", RETRIEVAL, ""),
+            ("sharp_clip", "distcap", CIDER, ""),
             ("two_clips", "distcap", RETRIEVAL, ""),
             ("two_clips", "distcap", CIDER, ""),
         ),

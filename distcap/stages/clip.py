@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distcap.models import FrozenClip
 from distcap.stages.base import Stage
-from distcap.types import Batch
+from distcap.types import Batch, UserError
 
 
 class Clip(Stage):
@@ -20,17 +21,23 @@ class Clip(Stage):
 
     Args:
         model_cfg: open_clip's model config: embed_dim, vision_cfg, text_cfg.
+        init_from: a run of this stage with the same model_cfg, or its folder in open_clip's format, from whose weights
+            to go on; None begins anew.
         alt_texts: how many texts of each image, the last ones, are alt-texts.
         alt_text_share: share of the drawn texts that are alt-texts.
         max_logit_scale: bound of the learnt logit scale, 1 / tau.
         learning_rate: peak, of AdamW.
         weight_decay: of AdamW.
         warmup_steps: linear warm-up from zero.
+
+    Raises:
+        UserError: there is no CLIP to go on from, or it is another model.
     """
 
     def __init__(
         self,
         model_cfg: dict[str, Any],
+        init_from: str | None = None,
         alt_texts: int = 0,
         alt_text_share: float = 0.6,
         max_logit_scale: float = 100.0,
@@ -54,8 +61,17 @@ class Clip(Stage):
         }
         # Channels last makes its convolutions half as fast again on a CPU.
         self.net = open_clip.model.CLIP(**model_cfg).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if init_from is not None:
+            self._go_on_from(init_from)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=self.net.context_length)
         self.objective = open_clip.ClipLoss()
+
+    def _go_on_from(self, model: str) -> None:
+        weights = FrozenClip(model).net.state_dict()
+        try:
+            self.net.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"{model} is a CLIP of another model_cfg than the one that is to go on from it") from error
 
     def setup(self, stage: str) -> None:
         for split in ("train", "val") if stage == "fit" else ("val",):
