@@ -142,6 +142,17 @@ def test_the_captioner_trains_a_step_of_mle_and_one_of_rl_from_there(name: str, 
     assert not lora or all("lora_" in key for key in saved if key.startswith("captioner."))
 
 
+def test_a_captioner_put_together_of_trained_parts_is_tested_when_it_has_learnt(workshop: Path) -> None:
+    """It says of itself that it is untrained, and so it is until then."""
+    families.WRITERS["clipcap"](workshop / "parts" / "clipcap", side=64)
+    clip = {"class_path": "distcap.models.FrozenClip", "init_args": {"model": "parts/clipcap-clip"}}
+    parts = {"init_from": None, "clip": clip, "language_model": "parts/clipcap-language", "prefix": 2}
+    captioner = json.dumps({"class_path": "distcap.models.ClipCap", "init_args": parts})
+    run = ("--config", "demo/mle.yaml", "--run=demo/parts", "--data=scenes.yaml", f"--model.captioner={captioner}")
+    tiny.run(workshop, "fit", *run, *STEP, f"--trainer.callbacks={json.dumps([tiny.EVALUATION])}")
+    assert set(json.loads((workshop / "runs/demo/parts/metrics.json").read_text())) == {"val", "test"}
+
+
 def test_the_second_clip_differs_from_the_first_by_its_seed(workshop: Path) -> None:
     configs = ("--config", "demo/clip.yaml", "--config", "demo/second.yaml", "--run=demo/of-second")
     cli = tiny.run(workshop, "fit", *configs, *STEP, *overrides(load(ROOT / "demo/clip.yaml")))

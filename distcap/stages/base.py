@@ -135,9 +135,11 @@ class CaptionerStage(Stage):
         super().__init__(learning_rate, **kwargs)
         self.captioner = captioner
         self.decoder = decoder
+        self._fitted = False
 
     def setup(self, stage: str) -> None:
-        self._untrained = stage != "fit" and not self.captioner.trained
+        self._untrained = stage != "fit" and not (self._fitted or self.captioner.trained)
+        self._fitted |= stage == "fit"
         self.captioner.prepare(self._truth())
         self._fingerprint = fingerprint(self._frozen())  # before anything changes their device or precision
 
