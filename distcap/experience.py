@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from distcap.functional import Normalisation, standardise
+from distcap.functional import Normalisation, at_least_float32, standardise
 from distcap.models import Sight
 from distcap.types import Batch, Rollout, UserError
 from distcap.view import Gather, Source, View
@@ -18,7 +18,9 @@ class Policy(Protocol):
 
     def encode(self, images: Tensor) -> Tensor: ...
     def generate(self, memory: Tensor, sampler: Any) -> tuple[Tensor, Tensor, Tensor]: ...
-    def score(self, memory: Tensor, tokens: Tensor, mask: Tensor, image_index: Tensor) -> Tensor: ...
+    def score(
+        self, memory: Tensor, tokens: Tensor, mask: Tensor, image_index: Tensor, temperature: float = 1.0
+    ) -> Tensor: ...
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]: ...
     def detokenize(self, tokens: Tensor, mask: Tensor) -> list[str]: ...
 
@@ -58,7 +60,7 @@ class Experience:
         ground_truth_per_image: human captions drawn for each image.
         corpora: by the same names, human captions of another data set: what learns to tell human from generated ones
             does so from them, or else from the ground truth.
-        reference: frozen copy of the captioner before RL.
+        reference: frozen copy of the captioner before RL; None if nothing compares the policy with it.
         normalise: each reward by itself, before its weight: by the mean and the standard deviation of the samples of
             the batch, of all processes, or of the image. Greedy and human captions are measured by the same yardstick.
         gather: (M, ...) of this process -> (W x M, ...) of all, and where this process's rows begin.
@@ -102,12 +104,12 @@ class Experience:
         with torch.set_grad_enabled(gradient):
             memory = self.memory
             tokens, mask, index = self.captioner.generate(memory.detach(), sampler)
-            logprobs = self.captioner.score(memory, tokens, mask, index)
+            logprobs = self.captioner.score(memory, tokens, mask, index, _temperature(sampler))
         return Rollout(self.captioner.detokenize(tokens, mask), tokens, mask, logprobs, index)
 
     @cached_property
     def sampled(self) -> Rollout:
-        """The policy's own captions."""
+        """The policy's own captions; their log-probabilities are at the sampler's temperature, as they were drawn."""
         return self._draw(self._sampler, gradient=True)
 
     @cached_property
@@ -164,18 +166,40 @@ class Experience:
         """After an update: the same captions and rewards, but log-probabilities of the policy as it is now."""
         _ = self.drawn_logprobs
         self.__dict__.pop("memory", None)
-        for rollout in (self.sampled, self.__dict__.get("ground_truth")):
+        for rollout, temperature in (
+            (self.sampled, _temperature(self._sampler)),
+            (self.__dict__.get("ground_truth"), 1.0),
+        ):
             if rollout is not None:
-                rollout.logprobs = self.captioner.score(self.memory, rollout.tokens, rollout.mask, rollout.image_index)
+                rollout.logprobs = self.captioner.score(
+                    self.memory, rollout.tokens, rollout.mask, rollout.image_index, temperature
+                )
 
     @cached_property
     def reference_logprobs(self) -> Tensor:
-        """(N, T) of the sampled tokens, by the captioner as it was before RL."""
+        """(N, T) of the sampled tokens, by the captioner as it was before RL, at the sampler's temperature."""
         if self.reference is None:
-            raise ValueError("there is no reference to compare the policy with")
+            raise UserError(
+                "a term or a reward reads reference_logprobs, but no reference was kept; say so in its class: "
+                "needs_reference = True"
+            )
+        sampled = self.sampled
         with torch.no_grad():
             memory = self.reference.encode(self.batch.images)
-            return self.reference.score(memory, self.sampled.tokens, self.sampled.mask, self.sampled.image_index)
+            return self.reference.score(
+                memory, sampled.tokens, sampled.mask, sampled.image_index, _temperature(self._sampler)
+            )
+
+    @cached_property
+    def _end(self) -> Tensor:
+        """Scalar, the end token: the last token of an empty caption."""
+        tokens, mask = self.captioner.tokenize([""])
+        return tokens[0, mask[0].sum() - 1]
+
+    def ended(self, rollout: Rollout) -> Tensor:
+        """(N,) True for a caption that reached its end token, False for one that was cut at the sampler's max_tokens."""
+        last = rollout.tokens.gather(1, (rollout.mask.sum(1, keepdim=True) - 1).clamp(min=0))[:, 0]
+        return last == self._end.to(last.device)
 
     def view(self, clip: str | None = None) -> View:
         """The batch as one CLIP sees it: the stage's of that name, or its `clip`."""
@@ -199,9 +223,11 @@ class Experience:
 
     @torch.no_grad()
     def rewards_of(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Name -> (N,) reward before its weight."""
+        """Name -> (N,) reward before its weight; in float32 or wider, whatever precision the reward was computed in."""
         if rollout not in self._rewards:
-            self._rewards[rollout] = {name: reward(rollout, self) for name, reward in self.rewards.items()}
+            self._rewards[rollout] = {
+                name: at_least_float32(reward(rollout, self)) for name, reward in self.rewards.items()
+            }
         return self._rewards[rollout]
 
     def _normalised(self, name: str, rollout: Rollout) -> Tensor:
@@ -234,3 +260,8 @@ class Experience:
     def ground_truth_reward(self) -> Tensor:
         """(G,)"""
         return self.total(self.ground_truth)
+
+
+def _temperature(sampler: Any) -> float:
+    """Of the policy that the sampler draws from: greedy and beam search follow the captioner itself."""
+    return sampler.temperature if sampler.method == "multinomial" else 1.0

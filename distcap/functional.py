@@ -62,8 +62,14 @@ def weights(rewards: Tensor, weighting: Weighting, temperature: float = 1.0) -> 
     return torch.where(high > low, (rewards - low) / (high - low).clamp(min=1e-12), torch.ones_like(rewards))
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values in float32 if they had fewer bits: a sum or a count in bfloat16 stops growing at 256."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def group_mean(values: Tensor, index: Tensor, groups: int) -> Tensor:
-    """(N,), (N,) -> (groups,) mean of the values of each group; zero for an empty group."""
+    """(N,), (N,) -> (groups,) mean of the values of each group, float32 or wider; zero for an empty group."""
+    values = at_least_float32(values)
     sums = values.new_zeros(groups).index_add(0, index, values)
     counts = values.new_zeros(groups).index_add(0, index, torch.ones_like(values))
     return sums / counts.clamp(min=1)
@@ -75,6 +81,7 @@ def standardise(values: Tensor, index: Tensor, sampled: Tensor, sampled_index: T
     Where a group's samples are all alike there is no scale to measure by: the difference from them is left as it is.
     """
     groups = int(max(index.max(), sampled_index.max())) + 1
+    values, sampled = at_least_float32(values), at_least_float32(sampled)
     mean = group_mean(sampled, sampled_index, groups)
     std = group_mean((sampled - mean[sampled_index]).square(), sampled_index, groups).sqrt()
     return (values - mean[index]) / torch.where(std > 1e-6, std, torch.ones_like(std))[index]
@@ -86,6 +93,7 @@ def leave_one_out(rewards: Tensor, image_index: Tensor) -> Tensor:
     Raises ValueError where an image has a single caption: there is no other to compare it with.
     """
     groups = int(image_index.max()) + 1 if len(image_index) else 0
+    rewards = at_least_float32(rewards)
     sums = rewards.new_zeros(groups).index_add(0, image_index, rewards)
     counts = rewards.new_zeros(groups).index_add(0, image_index, torch.ones_like(rewards))
     others = counts[image_index] - 1
@@ -191,14 +199,41 @@ def preference(log_ratios: Tensor, rewards: Tensor, image_index: Tensor, beta: f
     return -(weights * torch.nn.functional.logsigmoid(margins)).sum(1).mean()
 
 
-def kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """(N, T), (N, T), (N, T) -> (N,) estimate of KL(policy || reference) per token, from the sampled tokens alone.
+def kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """(N, T), (N, T), (N, T) -> (N,) estimate of KL(policy || reference) from the sampled tokens alone.
 
-    The estimator r - 1 - log r with r = p_reference / p_policy: unbiased, never negative (Schulman, "Approximating
-    KL").
+    "mean" is per token of the caption, "sum" of the whole caption. The value is Schulman's k3, r - 1 - log r with
+    r = p_reference / p_policy: unbiased and never negative ("Approximating KL Divergence", 2020). It is for logging: for
+    a loss take `kl_loss`, because k3's gradient is not that of this divergence.
     """
-    log_ratio = torch.where(mask, reference_logprobs - logprobs, torch.zeros_like(logprobs))
-    return masked_mean(log_ratio.exp() - 1 - log_ratio, mask)
+    return sequence_logprobs(_k3(_log_ratio(logprobs, reference_logprobs, mask)), mask, reduction)
+
+
+def kl_loss(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, reduction: Reduction = "mean") -> Tensor:
+    r"""(N, T), (N, T), (N, T) -> (N,) the value of `kl`, with the gradient of KL(policy || reference).
+
+    The gradient is that of Schulman's k2, (log p_policy - log p_reference)^2 / 2, for which
+
+        E_{y ~ policy}[log(p_policy / p_reference) grad log p_policy] = grad KL(policy || reference)
+
+    holds at each token, given the tokens before it. The pull on a token grows with its log-ratio, without bound. k3
+    would pull towards the reference with the gradient of KL(reference || policy), by 1 - p_reference / p_policy, which is
+    never more than 1 on a token that the policy says too often.
+
+    The tokens must be the policy's own samples, and earlier tokens get no credit for the divergence of later ones.
+    """
+    log_ratio = _log_ratio(logprobs, reference_logprobs, mask)
+    k2 = log_ratio.square() / 2
+    return sequence_logprobs(_k3(log_ratio).detach() + (k2 - k2.detach()), mask, reduction)
+
+
+def _log_ratio(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """log(p_reference / p_policy) of each token, zero on padding."""
+    return torch.where(mask, reference_logprobs - logprobs, torch.zeros_like(logprobs))
+
+
+def _k3(log_ratio: Tensor) -> Tensor:
+    return log_ratio.exp() - 1 - log_ratio
 
 
 def ranks(similarity: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -122,10 +122,7 @@ def _of_the_words(experience: Experience) -> dict[str, float | Tensor]:
             values[f"{who}/bad_endings"] = sum(map(bad_ending, captions)) / len(captions)
     if truth:
         values["human/length"] = captioner.tokenize(truth)[1].sum(1).float().mean()
-    # An empty caption is its end token: that is how a captioner tells what the token is.
-    end = captioner.tokenize([""])[0][0, 0]
-    last = sampled.tokens.gather(1, sampled.mask.sum(1, keepdim=True) - 1)[:, 0]
-    values["policy/unfinished"] = (last != end).float().mean()
+    values["policy/unfinished"] = (~experience.ended(sampled)).float().mean()
     return values
 
 

@@ -161,19 +161,30 @@ class CiderD:
         self._cache: dict[int, _References] = {}
         self._cached_images = cached_images
 
-    def __call__(self, captions: Sequence[str], image_ids: Sequence[int]) -> np.ndarray:
+    def __call__(
+        self, captions: Sequence[str], image_ids: Sequence[int], ended: Sequence[bool] | None = None
+    ) -> np.ndarray:
         """N captions, the images they describe -> (N,) float64 in [0, 10]; papers print 100 times a tenth of its mean.
 
-        Raises UserError for an image without references.
+        Args:
+            captions: N captions.
+            image_ids: the image of each.
+            ended: where `end_token` is set, whether each caption has one: a sample that was cut before its end has none.
+                None says that all do.
+
+        Raises:
+            UserError: an image has no references.
         """
         if len(captions) != len(image_ids):
             raise ValueError(f"{len(captions)} captions for {len(image_ids)} image ids; CIDEr-D wants one id a caption")
-        pairs = zip(captions, image_ids, strict=True)
-        return np.array([self._score(caption, self._vectors(image_id)) for caption, image_id in pairs], np.float64)
+        rows = zip(captions, image_ids, [True] * len(captions) if ended is None else ended, strict=True)
+        return np.array(
+            [self._score(caption, self._vectors(image_id), end) for caption, image_id, end in rows], np.float64
+        )
 
-    def _weigh(self, caption: str) -> tuple[dict[Ngram, float], np.ndarray, int]:
+    def _weigh(self, caption: str, ended: bool = True) -> tuple[dict[Ngram, float], np.ndarray, int]:
         """A caption -> its tf-idf weights, (n,) their norms by n-gram order, its number of tokens."""
-        counts = _count(caption, self.n, self.end_token)
+        counts = _count(caption, self.n, self.end_token and ended)
         seen = self.document_frequency.counts
         weights = {ngram: count * (self._log_images - math.log(seen.get(ngram, 1))) for ngram, count in counts.items()}
         squares = [0.0] * self.n
@@ -202,8 +213,8 @@ class CiderD:
         self._cache[image_id] = _References(weights, norms, lengths)
         return self._cache[image_id]
 
-    def _score(self, caption: str, references: _References) -> float:
-        vector, norms, length = self._weigh(caption)
+    def _score(self, caption: str, references: _References, ended: bool) -> float:
+        vector, norms, length = self._weigh(caption, ended)
         dots = [[0.0] * len(references.lengths) for _ in range(self.n)]
         for ngram, weight in vector.items():
             row = dots[len(ngram) - 1]

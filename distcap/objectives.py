@@ -10,7 +10,7 @@ from distcap.functional import (
     Reduction,
     Weighting,
     clipped_ratio,
-    kl,
+    kl_loss,
     preference,
     reinforce,
     sequence_logprobs,
@@ -27,7 +27,8 @@ class Term(nn.Module, ABC):
         reduction: a caption's log-probability is the mean over its own tokens, or the sum.
     """
 
-    needs_reference = False
+    needs_reference: bool = False
+    """Whether the term reads `experience.reference_logprobs`: the captioner as it was before RL is kept for it."""
     needs_captions: str = ""
     """How to do without human captions of the images, for a term that reads them; empty for one that does not."""
 
@@ -152,9 +153,18 @@ class WeightedTeacherForcing(Term):
 
 
 class KLToReference(Term):
-    """Distance of the policy from the captioner it started as, on its own samples."""
+    """Distance of the policy from the captioner that it started as: KL(policy || reference), on the policy's samples.
+
+    Its value is an unbiased estimate of the divergence, and its gradient that of the divergence; see
+    `distcap.functional.kl_loss`.
+
+    Args:
+        weight: share in the objective.
+        reduction: the divergence per token of a caption ("mean"), or of whole captions ("sum").
+    """
 
     needs_reference = True
 
     def forward(self, experience: Experience, advantages: Tensor) -> Tensor:
-        return kl(experience.sampled.logprobs, experience.reference_logprobs, experience.sampled.mask).mean()
+        sampled = experience.sampled
+        return kl_loss(sampled.logprobs, experience.reference_logprobs, sampled.mask, self.reduction).mean()

@@ -6,6 +6,7 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false")
 
 import lightning.pytorch  # noqa: F401 - its log goes to the stderr of its import: not to one that a test captures
+import families
 import pytest
 import tiny
 
@@ -21,4 +22,13 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("mle", "discriminator", "grammar"):
         steps = ["--data=scenes.yaml", "--trainer.max_steps=2", "--test_after_fit=false"]
         tiny.run(folder, "fit", "--config", f"demo/{name}.yaml", *steps)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a saved captioner of each family, by its name."""
+    folder = tmp_path_factory.mktemp("families")
+    for name, write in families.WRITERS.items():
+        write(folder / name)
     return folder

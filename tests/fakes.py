@@ -76,10 +76,12 @@ class Bigrams(nn.Module):
         """(N, 1, S) -> (N, 1, V) what the image makes likelier."""
         raise NotImplementedError
 
-    def score(self, memory: Tensor, tokens: Tensor, mask: Tensor, image_index: Tensor) -> Tensor:
+    def score(
+        self, memory: Tensor, tokens: Tensor, mask: Tensor, image_index: Tensor, temperature: float = 1.0
+    ) -> Tensor:
         self.calls.append("score")
         last = torch.cat([torch.full_like(tokens[:, :1], self.end), tokens[:, :-1]], 1)
-        logprobs = (self.seen(memory[image_index]) + self.bigrams[last]).log_softmax(-1)
+        logprobs = ((self.seen(memory[image_index]) + self.bigrams[last]) / temperature).log_softmax(-1)
         return torch.where(mask, logprobs.gather(-1, tokens[..., None])[..., 0], 0.0)
 
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:

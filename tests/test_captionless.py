@@ -153,7 +153,7 @@ class Stage(RL):
         self.double()
         self.logged: dict[str, Any] = {}
 
-    def log_train(self, values: Any) -> None:
+    def log_train(self, values: Any, prog_bar: bool = False) -> None:
         self.logged.update(values)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import (
+    END,
     GREEDY,
     SHOWN,
     FakeCaptioner,
@@ -24,7 +25,8 @@ from fakes import (
 from torch import Tensor
 
 from distcap.experience import Experience
-from distcap.rewards import ClipSimilarity, Contrastive
+from distcap.models import Sampler
+from distcap.rewards import ClipSimilarity, Contrastive, Reward
 from distcap.stages import RL
 from distcap.types import Batch, UserError
 
@@ -196,7 +198,7 @@ def test_a_step_is_forgotten_as_soon_as_nobody_holds_it():
 
 
 def test_a_missing_reference_is_an_error():
-    with pytest.raises(ValueError, match="no reference"):
+    with pytest.raises(UserError, match="no reference was kept.*needs_reference = True"):
         _ = make_experience().reference_logprobs
 
 
@@ -258,3 +260,43 @@ def test_two_processes_give_the_rewards_of_one_with_the_whole_batch():
 def test_half_a_pool_gives_other_rewards():
     half = rewards_of(make_experience(make_batch(0, 2), **POOLED))
     assert not torch.allclose(half, rewards_of(make_experience(**POOLED))[:, :2])
+
+
+def test_samples_are_scored_at_the_temperature_they_were_drawn_with_and_human_captions_are_not():
+    hot = Sampler(samples=2, max_tokens=4, temperature=0.5)
+    experience = make_experience(sampler=hot, reference=FakeCaptioner(seed=1))
+    for rollout, temperature in ((experience.sampled, 0.5), (experience.ground_truth, 1.0), (experience.greedy, 1.0)):
+        parts = rollout.tokens, rollout.mask, rollout.image_index
+        expected = experience.captioner.score(experience.memory, *parts, temperature)
+        assert torch.equal(rollout.logprobs, expected)
+        assert not torch.allclose(expected, experience.captioner.score(experience.memory, *parts, 2.0))
+    sampled, reference = experience.sampled, experience.reference
+    memory = reference.encode(experience.batch.images)
+    expected = reference.score(memory, sampled.tokens, sampled.mask, sampled.image_index, 0.5)
+    assert torch.equal(experience.reference_logprobs, expected)
+    before = sampled.logprobs.clone()
+    experience.rescore()
+    assert torch.equal(sampled.logprobs, before)
+
+
+class Coarse(Reward):
+    """Of few bits, as what mixed precision computes is."""
+
+    def forward(self, rollout, experience):
+        return torch.linspace(0, 1, len(rollout)).bfloat16()
+
+
+@pytest.mark.parametrize("normalise", ["none", "batch", "group"])
+def test_rewards_are_float32_whoever_wrote_them(normalise):
+    experience = make_experience(rewards={"coarse": Coarse()}, normalise=normalise)
+    assert experience.rewards_of(experience.sampled)["coarse"].dtype == torch.float32
+    assert experience.sampled_reward.dtype == torch.float32
+
+
+def test_a_caption_that_was_cut_has_not_ended():
+    experience = make_experience(sampler=Sampler(samples=50, max_tokens=2))
+    sampled = experience.sampled
+    expected = [bool((row == END).any()) for row in sampled.tokens]
+    assert experience.ended(sampled).tolist() == expected
+    assert set(expected) == {True, False}
+    assert experience.ended(experience.ground_truth).all()

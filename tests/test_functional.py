@@ -14,12 +14,14 @@ from distcap.functional import (
     contrastive,
     group_mean,
     kl,
+    kl_loss,
     leave_one_out,
     masked_mean,
     ranks,
     recall,
     reinforce,
     sequence_logprobs,
+    standardise,
     weights,
 )
 
@@ -209,6 +211,71 @@ def test_kl_by_hand():
     # The reference finds the token twice as likely: 2 - 1 - log 2.
     found = kl(torch.tensor([[math.log(0.25)]]), torch.tensor([[math.log(0.5)]]), torch.tensor([[True]]))
     assert found.item() == pytest.approx(1 - math.log(2))
+
+
+def exact_gradients(seed: int = 0, drift: float = 2.0) -> dict[str, torch.Tensor]:
+    """Of one token among 50, by the logits: what the loss gives on average, and the two divergences' own gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    policy = torch.randn(50, generator=generator, dtype=torch.double)
+    reference = (policy + drift * torch.randn(50, generator=generator, dtype=torch.double)).log_softmax(0)
+    found = {}
+    for name in ("kl_loss", "k3", "policy || reference", "reference || policy"):
+        logits = policy.clone().requires_grad_()
+        logprobs = logits.log_softmax(0)
+        chance = logprobs.exp().detach()
+        rows = logprobs[:, None], reference[:, None], torch.ones(50, 1, dtype=torch.bool)
+        {
+            "kl_loss": (chance * kl_loss(*rows)).sum(),
+            "k3": (chance * kl(*rows)).sum(),
+            "policy || reference": (logprobs.exp() * (logprobs - reference)).sum(),
+            "reference || policy": (reference.exp() * (reference - logprobs)).sum(),
+        }[name].backward()
+        found[name] = logits.grad
+    return found
+
+
+@pytest.mark.parametrize("drift", [0.1, 1.0, 4.0])
+def test_the_kl_losss_gradient_is_the_divergences_own_whatever_the_distance(drift: float):
+    found = exact_gradients(drift=drift)
+    torch.testing.assert_close(found["kl_loss"], found["policy || reference"], atol=1e-12, rtol=1e-9)
+    # Why kl() itself is no loss: differentiated, its value leads along the other divergence.
+    torch.testing.assert_close(found["k3"], found["reference || policy"], atol=1e-12, rtol=1e-9)
+
+
+def test_the_kl_loss_has_the_unbiased_value():
+    logprobs, reference, mask = (torch.tensor([[-1.0, -2.0, -9.0]]), torch.tensor([[-1.5, -0.5, -7.0]]), MASK_OF_TWO)
+    assert torch.equal(kl_loss(logprobs, reference, mask), kl(logprobs, reference, mask))
+
+
+def test_the_kl_losss_pull_on_a_hacked_token_grows_with_its_ratio():
+    pulls = []
+    for ratio in (0.5, 0.1, 0.01, 1e-4):  # p_reference / p_policy
+        logprobs = torch.tensor([[0.0]], requires_grad=True)
+        kl_loss(logprobs, torch.tensor([[math.log(ratio)]]), torch.tensor([[True]])).sum().backward()
+        pulls.append(float(logprobs.grad))
+    assert pulls == pytest.approx([math.log(2), math.log(10), math.log(100), math.log(1e4)])
+
+
+def test_the_kl_of_a_whole_caption_is_the_sum_of_its_tokens():
+    logprobs, reference = torch.tensor([[-1.0, -2.0, -9.0]]), torch.tensor([[-1.5, -0.5, -7.0]])
+    for function in (kl, kl_loss):
+        mean = function(logprobs, reference, MASK_OF_TWO)
+        assert function(logprobs, reference, MASK_OF_TWO, "sum").tolist() == pytest.approx((2 * mean).tolist())
+
+
+MASK_OF_TWO = torch.tensor([[True, True, False]])
+
+
+@pytest.mark.parametrize("values", [torch.rand(3000).bfloat16(), torch.rand(3000).half()])
+def test_means_of_many_values_of_few_bits_do_not_stall(values: torch.Tensor):
+    # In bfloat16 a sum of halves stops at 256, and so does a count.
+    one_group = torch.zeros(len(values), dtype=torch.long)
+    assert float(group_mean(values, one_group, 1)) == pytest.approx(float(values.float().mean()), abs=1e-4)
+    found = standardise(values, one_group, values, one_group)
+    assert float(found.mean()) == pytest.approx(0, abs=1e-3)
+    assert float(found.std()) == pytest.approx(1, abs=1e-2)
+    others = leave_one_out(values, one_group)
+    assert float(others.mean()) == pytest.approx(float(values.float().mean()), abs=1e-4)
 
 
 def test_kl_averages_over_a_policys_tokens_to_the_true_divergence():

@@ -10,6 +10,7 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +18,13 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed, multiprocessing
-from words import WIDTH, Data, Stage, make_batch
+from words import WIDTH, Data, Policy, Stage, make_batch, make_trainer
 
 from distcap.experience import Experience, alone
 from distcap.models import Discriminator, Neighbours
 from distcap.rewards import Contrastive
 from distcap.shipped import configs_folder
-from distcap.stages import RL
+from distcap.stages import MLE, RL
 from distcap.types import Batch
 from distcap.view import Source
 
@@ -64,15 +65,10 @@ def build(case: Case, folder: Path, kind: type[Stage] = Stage) -> Stage:
 def measure(case: Case, folder: Path, rank: int, world_size: int, kind: type[Stage] = Stage) -> Measures:
     """What one process finds in a training step, each row being an image's, and its loss."""
     stage = build(case, folder, kind)
-    stage._trainer = SimpleNamespace(  # type: ignore[assignment]
-        datamodule=Data(),
-        accumulate_grad_batches=1,
-        world_size=world_size,
-        global_rank=rank,
-        strategy=SimpleNamespace(
-            root_device=torch.device("cpu"), all_gather=DDPStrategy().all_gather, broadcast=DDPStrategy().broadcast
-        ),
+    strategy = SimpleNamespace(
+        root_device=torch.device("cpu"), all_gather=DDPStrategy().all_gather, broadcast=DDPStrategy().broadcast
     )
+    stage._trainer = make_trainer(Data(), world_size=world_size, global_rank=rank, strategy=strategy)
     stage.setup("fit")
     images = 2 * HALF // world_size
     loss = stage.training_step(make_batch(range(rank * images, (rank + 1) * images)), 1).detach()
@@ -92,12 +88,50 @@ def joined(parts: Sequence[Measures]) -> Measures:
     return {key: torch.stack(values).mean() if "loss" in key else torch.cat(values) for key, values in columns.items()}
 
 
+class TeacherForced(MLE):
+    """Of a policy of a dozen words, on all captions of each image."""
+
+    def __init__(self) -> None:
+        super().__init__(Policy())  # type: ignore[arg-type]
+        self.double()
+        self.logged: list[float] = []
+
+    def log(self, name: str, value: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        self.logged.append(float(value.detach()))
+
+
+def teacher_forced(parts: Sequence[Sequence[int]], rank: int, world_size: int) -> Measures:
+    """The gradient and the logged losses of a batch in parts, each of which is a list of images."""
+    stage = TeacherForced()
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), all_gather=DDPStrategy().all_gather)
+    stage._trainer = make_trainer(
+        Data(), accumulate_grad_batches=len(parts), world_size=world_size, global_rank=rank, strategy=strategy
+    )
+    for part in parts:
+        (stage.training_step(make_batch(part), 0) / len(parts)).backward()
+    if world_size > 1:
+        for parameter in stage.parameters():
+            distributed.all_reduce(parameter.grad)
+            parameter.grad.div_(world_size)
+    stage.on_before_optimizer_step(None)
+    found = {name: parameter.grad for name, parameter in stage.named_parameters()}
+    return {**found, "logged": torch.tensor(stage.logged, dtype=torch.double)}
+
+
+UNEVEN = [[0, 1, 2], [3], [4, 5]]
+"""Images of each part; their captions have one to six words."""
+
+
 def meet(rank: int, folder: Path) -> dict[Case, Measures]:
     """Be one of the two processes."""
     meeting = f"file://{folder}/meeting"
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(minutes=5))
     try:
-        return {case: measure(case, folder, rank, 2) for case in CASES}
+        found = {case: measure(case, folder, rank, 2) for case in CASES}
+        # Each process has every second part.
+        found["mle", "whole"] = teacher_forced([[0, 1, 2], [3, 4, 5]][rank : rank + 1], rank, 2)
+        found["mle", "parts"] = teacher_forced([[[0, 1, 2], [4]], [[3], [5]]][rank], rank, 2)
+        return found
     finally:
         distributed.destroy_process_group()
 
@@ -138,6 +172,39 @@ def test_two_processes_find_what_one_with_the_whole_batch_does(folder: Path) -> 
                 found[key], value, rtol=1e-6, atol=1e-6, msg=lambda text, where=where: f"{where}: {text}"
             )
 
+    whole = teacher_forced([range(6)], 0, 1)
+    for name in ("whole", "parts"):
+        for half in (first, second):
+            for key in whole.keys() - {"logged"}:
+                torch.testing.assert_close(
+                    half["mle", name][key], whole[key], msg=lambda text, name=name: f"{name} {text}"
+                )
+    assert first["mle", "whole"]["logged"].tolist() == pytest.approx(whole["logged"].tolist())
+
+
+def test_teacher_forcing_on_a_batch_in_uneven_parts_has_the_gradient_of_the_whole() -> None:
+    """A mean of the parts' means would weigh the tokens of short captions more: it is off by several per cent."""
+    whole, parts = teacher_forced([range(6)], 0, 1), teacher_forced(UNEVEN, 0, 1)
+    means = TeacherForced()
+    means._trainer = make_trainer(Data())
+    for part in UNEVEN:
+        (means.training_step(make_batch(part), 0) / len(UNEVEN)).backward()
+    for key, naive in means.named_parameters():
+        torch.testing.assert_close(parts[key], whole[key])
+        assert (naive.grad - whole[key]).norm() > 0.01 * whole[key].norm()
+
+
+def test_a_last_batch_of_fewer_parts_is_not_smaller() -> None:
+    """Lightning divides by the number of parts that a batch usually has."""
+    stage = TeacherForced()
+    stage._trainer = make_trainer(Data(), accumulate_grad_batches=4)
+    for part in UNEVEN:
+        (stage.training_step(make_batch(part), 0) / 4).backward()
+    stage.on_before_optimizer_step(None)
+    whole = teacher_forced([range(6)], 0, 1)
+    for key, parameter in stage.named_parameters():
+        torch.testing.assert_close(parameter.grad, whole[key])
+
 
 class Alone(Stage):
     """Forgets the other process."""
@@ -174,11 +241,7 @@ def test_neighbours_of_both_halves_are_in_question(folder: Path) -> None:
     """What the comparison above is worth: some are shared by the halves, some are in the other half's batch."""
     stage = build(("paper", "none"), folder)
     (span,) = (reward.span for reward in stage.rewards.values() if isinstance(reward, Contrastive))
-    stage._trainer = SimpleNamespace(  # type: ignore[assignment]
-        datamodule=Data(),
-        accumulate_grad_batches=1,
-        strategy=SimpleNamespace(root_device=torch.device("cpu"), broadcast=lambda table: table),
-    )
+    stage._trainer = make_trainer(Data())
     stage.setup("fit")
     neighbours: Neighbours = stage._sights[None].mined
     first, second = (set(neighbours.of(range(half, half + HALF), *span).flatten().tolist()) for half in (0, HALF))

@@ -6,14 +6,14 @@ A class that distcap.rewards, distcap.baselines or distcap.objectives exports an
 import inspect
 import random
 from collections.abc import Callable, Sequence
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from lightning import Trainer
 from torch import Tensor, nn
-from words import SEEN, TRUTH, WIDTH, WORDS, Clip, Data, Policy, Stage, make_batch, make_rollout, say
+from words import SEEN, TRUTH, WIDTH, WORDS, Clip, Data, Policy, Stage, make_batch, make_rollout, make_trainer, say
 
 from distcap import baselines, objectives, rewards
 from distcap.baselines import Baseline, Greedy, LeaveOneOut, Zero
@@ -128,8 +128,8 @@ def make_experience(
     experience = Experience(
         make_batch(image_ids),
         Policy().double(),
-        sampler=None,
-        greedy=None,
+        sampler=Sampler(samples=2),
+        greedy=Sampler(method="greedy"),
         rewards={name(kind): make_reward(kind) for kind in kinds},
         clips={None: Sight(Clip(), SEEN, mined=NEIGHBOURS)},  # type: ignore[arg-type]
         reference=Policy(seed=1).double(),
@@ -272,12 +272,7 @@ def test_losses_on_odd_captions_are_finite_and_so_are_their_gradients(kind: type
 
 def trainer() -> Any:
     """As much of one as a step asks for."""
-    return SimpleNamespace(
-        datamodule=Data(),
-        accumulate_grad_batches=1,
-        world_size=1,
-        strategy=SimpleNamespace(root_device=torch.device("cpu"), broadcast=lambda table: table),
-    )
+    return make_trainer(Data())
 
 
 def loss_of(reward: Reward, term: Term) -> float:

@@ -347,10 +347,10 @@ class Counting(Stage):
         return loss
 
 
-def fit(updates: int, **objective: Any) -> Counting:
+def fit(updates: int, *, rewards: Any = None, **objective: Any) -> Counting:
     """Three steps of four images."""
     sampling = {"sampler": Sampler(samples=2), "decoder": Sampler(method="greedy")}
-    rewards = {"clip": ClipSimilarity()}
+    rewards = {"clip": ClipSimilarity()} if rewards is None else rewards
     stage = Counting(rewards, LeaveOneOut(), objective, updates_per_rollout=updates, learning_rate=0.01, **sampling)
     stage.drift = []
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
@@ -368,6 +368,28 @@ def test_three_updates_per_rollout_are_three_optimizer_steps_and_one_of_the_trai
     first, second, third = (stage.drift[update::3] for update in range(3))
     assert first == [0, 0, 0]
     assert all(0 < one < two for one, two in zip(second, third, strict=True))
+
+
+class Learner(ClipSimilarity):
+    """A reward that learns, and counts how often it is asked for its loss."""
+
+    learning_rate = 0.1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale_of_loss = torch.nn.Parameter(torch.ones((), dtype=torch.double))
+        self.asked = 0
+
+    def loss(self, experience: Experience) -> Tensor:
+        self.asked += 1
+        return self.scale_of_loss.square()
+
+
+def test_a_reward_that_learns_does_so_once_a_rollout_whatever_the_number_of_updates() -> None:
+    learner = Learner()
+    stage = fit(3, rewards={"learner": learner}, clipped=ClippedPolicyGradient())
+    assert stage.captioner.calls.count("generate multinomial") == 3
+    assert learner.asked == 3
 
 
 def test_one_clipped_update_moves_as_the_plain_policy_gradient() -> None:

@@ -125,7 +125,7 @@ def test_references_are_turned_into_vectors_once(monkeypatch):
     cider = CiderD({0: ["a dog sits", "a dog"], 1: ["a cat"]})
     weighed: Counter[str] = Counter()
     weigh = cider._weigh
-    monkeypatch.setattr(cider, "_weigh", lambda caption: (weighed.update([caption]), weigh(caption))[1])
+    monkeypatch.setattr(cider, "_weigh", lambda caption, *ended: (weighed.update([caption]), weigh(caption))[1])
     cider(["a bus"], [0])
     cider(["a bus"], [0])
     assert weighed == {"a bus": 2, "a dog sits": 1, "a dog": 1}

@@ -135,7 +135,7 @@ class Stage(RL):
 
     def log(self, *args: Any, **kwargs: Any) -> None: ...
 
-    def log_train(self, values: Any) -> None:
+    def log_train(self, values: Any, prog_bar: bool = False) -> None:
         self.logged = values
 
 

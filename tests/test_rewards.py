@@ -144,6 +144,18 @@ def test_cider_of_a_copied_reference_is_ten_times_the_share_of_n_gram_orders_it_
     assert found.tolist() == pytest.approx([7.5] * 4)
 
 
+def test_a_sample_that_was_cut_gets_no_credit_for_an_end_token():
+    experience = make_experience()
+    rollout = say(experience, "red dog", "blue dog", "red cat", "blue cat")
+    rollout.mask[0, -1] = rollout.mask[2, -1] = False  # their end tokens
+    # Without it "red dog" has two bigrams less a caption: cosines of unigrams and bigrams with those of "red dog END".
+    alone = CiderD(REFERENCES, end_token=True)(rollout.captions, list(REFERENCES), [False, True, False, True])
+    found = cider()(rollout, experience)
+    assert found.tolist() == pytest.approx(alone.tolist())
+    assert found[1::2].tolist() == pytest.approx([7.5] * 2)
+    assert (found[::2] < 6).all()
+
+
 def test_cider_compares_with_the_references_of_the_captions_own_image():
     experience = make_experience()
     found = cider()(say(experience, "red dog", "red cat", "red cat", "blue cat"), experience)

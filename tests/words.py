@@ -122,6 +122,21 @@ def make_batch(image_ids: Sequence[int]) -> Batch:
     return Batch(torch.cat([torch.tensor(ids)[:, None], SEEN[ids]], 1)[:, None], [TRUTH[i] for i in ids], ids)
 
 
+def make_trainer(data: Any, **more: Any) -> Any:
+    """The part of a Trainer that a stage's setup and step read: of one process."""
+    plain = {
+        "datamodule": data,
+        "accumulate_grad_batches": 1,
+        "world_size": 1,
+        "global_rank": 0,
+        "precision": "32-true",
+        "gradient_clip_val": None,
+        "gradient_clip_algorithm": None,
+        "strategy": SimpleNamespace(root_device=torch.device("cpu"), broadcast=lambda table: table),
+    }
+    return SimpleNamespace(**{**plain, **more})
+
+
 class Data(LightningDataModule):
     """The first images in batches, always in this order; all are the training set."""
 
@@ -174,5 +189,5 @@ class Stage(RL):
 
     def log(self, *args: Any, **kwargs: Any) -> None: ...
 
-    def log_train(self, values: Any) -> None:
+    def log_train(self, values: Any, prog_bar: bool = False) -> None:
         self.logged.update(values)

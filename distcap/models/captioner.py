@@ -19,9 +19,11 @@ class Sampler:
     Args:
         method: "multinomial" for on-policy samples, "greedy", or "beam" (the paper's: 5 beams, no repeated trigram).
         samples: captions drawn for each image; more than one for multinomial only.
-        temperature: of multinomial sampling. The gradient is taken at temperature 1: other values are off-policy.
-        top_k: sample among the k likeliest tokens; 0 for all.
-        top_p: sample among the likeliest tokens that have this probability together.
+        temperature: of multinomial sampling. Samples are scored at the same temperature, so that the policy gradient is
+            that of the policy they were drawn from.
+        top_k: sample among the k likeliest tokens; 0 for all. Log-probabilities are those of the whole distribution, so
+            the gradient of a policy that samples with top_k is biased: it ignores that the other tokens cannot be drawn.
+        top_p: sample among the likeliest tokens that have this probability together; biased likewise below 1.
         beams: of beam search.
         no_repeat_ngram: forbid repeating n-grams of this size; 0 for none.
         max_tokens: longest caption, end token included.
@@ -85,8 +87,13 @@ class Captioner(nn.Module, ABC):
         """(B, S, E) -> (N, T) tokens, (N, T) mask, (N,) image_index. Without gradient; the caller chooses eval mode."""
 
     @abstractmethod
-    def score(self, memory: Tensor, tokens: Tensor, mask: Tensor, image_index: Tensor) -> Tensor:
-        """(B, S, E), (N, T), (N, T), (N,) -> (N, T) log-probability of each token, zero on padding."""
+    def score(
+        self, memory: Tensor, tokens: Tensor, mask: Tensor, image_index: Tensor, temperature: float = 1.0
+    ) -> Tensor:
+        """(B, S, E), (N, T), (N, T), (N,) -> (N, T) log-probability of each token, zero on padding.
+
+        At another temperature it is that of the policy that samples at this temperature: log softmax(logits / T).
+        """
 
     @abstractmethod
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:

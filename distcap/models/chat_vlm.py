@@ -129,7 +129,7 @@ class ChatVLM(PrefixCaptioner):
         pixels = (255 * images).round().to(torch.uint8)
         inputs = self.image_processor(images=[[image] for image in pixels], return_tensors="pt")
         inputs = {name: value.to(images.device) for name, value in inputs.items()}
-        inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.precision)
         return torch.stack(tuple(self.model.get_image_features(**inputs, return_dict=True).pooler_output))
 
     def prefix(self, memory: Tensor) -> Tensor:

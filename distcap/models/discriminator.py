@@ -35,12 +35,15 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor | None, captions: Tensor) -> Tensor:
         """(N, D), (N, D) -> (N,) logits. The embeddings are taken as they are: no gradient reaches CLIP.
 
-        One that reads captions alone ignores the images, which may be None.
+        One that reads captions alone ignores the images, which may be None. Mixed precision around it has no effect:
+        the reward of a step is compared with others to more digits than a bfloat16 has.
         """
-        if not self.images:
-            return self.layers(captions.detach()).squeeze(-1)
-        assert images is not None, "this discriminator reads images"
-        return self.layers(torch.cat([images, captions], -1).detach()).squeeze(-1)
+        inputs = captions
+        if self.images:
+            assert images is not None, "this discriminator reads images"
+            inputs = torch.cat([images, captions], -1)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self.layers(inputs.detach().to(next(self.parameters()).dtype)).squeeze(-1)
 
     def loss(self, images: Tensor | None, captions: Tensor, human: Tensor) -> Tensor:
         """(N, D), (N, D), (N,) True for ground truth -> scalar binary cross-entropy.

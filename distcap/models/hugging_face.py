@@ -134,6 +134,11 @@ class HuggingFaceCaptioner(Captioner):
         """In which weights are loaded: float32 whatever they were saved in, for updates are lost in fewer bits."""
         return torch.float32 if self.lora is None else getattr(torch, self.lora.base)
 
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the image encoder's weights now: that of its pixels. A Trainer's `bf16-true` changes it after loading."""
+        return next(self.encoder.parameters()).dtype
+
     def _load(self, source: str) -> None:
         run = Path(source) / "captioner"
         if not run.is_dir() and source.startswith(("runs/", ".", "/")) and not (Path(source) / "config.json").exists():
@@ -208,8 +213,11 @@ class HuggingFaceCaptioner(Captioner):
         return self.see(images)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) pixels in [0, 1] -> the same by the processor's mean and standard deviation."""
-        return ((images - self.mean) / self.std).to(self.dtype)
+        """(B, 3, H, W) pixels in [0, 1] -> the same by the processor's mean and standard deviation.
+
+        In the precision of the encoder's weights.
+        """
+        return ((images - self.mean) / self.std).to(self.precision)
 
     @torch.no_grad()
     def generate(self, memory: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor, Tensor]:
@@ -246,13 +254,17 @@ class HuggingFaceCaptioner(Captioner):
             ),
         )
 
-    def score(self, memory: Tensor, tokens: Tensor, mask: Tensor, image_index: Tensor) -> Tensor:
+    def score(
+        self, memory: Tensor, tokens: Tensor, mask: Tensor, image_index: Tensor, temperature: float = 1.0
+    ) -> Tensor:
         # Padding is moved behind the caption, where a causal decoder cannot see it. Columns of nothing but padding
         # would change how the sums are ordered, hence the last bits of other columns.
         order = (~mask).int().argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
         words = tokens.gather(1, order)
-        logits = self.logits(memory.index_select(0, image_index), words)
-        logprobs = logits.float().log_softmax(-1).gather(2, words[..., None]).squeeze(2)
+        logits = self.logits(memory.index_select(0, image_index), words).float()
+        if temperature != 1:
+            logits = logits / temperature
+        logprobs = logits.log_softmax(-1).gather(2, words[..., None]).squeeze(2)
         logprobs = torch.where(mask.gather(1, order), logprobs, torch.zeros_like(logprobs))
         return torch.zeros_like(tokens, dtype=logprobs.dtype).scatter(1, order, logprobs)
 

@@ -25,6 +25,9 @@ class Reward(nn.Module, ABC):
     clip: str | None = None
     """Which of the stage's `clips` the reward reads; None for its `clip`, or for none at all."""
 
+    needs_reference: bool = False
+    """Whether the reward reads `experience.reference_logprobs`: the captioner as it was before RL is kept for it."""
+
     needs_captions: str = ""
     """How to do without human captions of the images, for a reward that reads them; empty for one that does not."""
 

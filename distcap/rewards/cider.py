@@ -14,7 +14,8 @@ from distcap.types import Rollout
 class Cider(Reward):
     """CIDEr-D with the document frequencies of the whole training ground truth (Rennie 2017).
 
-    The end token is scored like a word, or captions learn to stop on "a dog on a" (trap 10).
+    The end token is scored like a word, or captions learn to stop on "a dog on a" (trap 10). A sample that was cut at
+    the sampler's max_tokens has none, and gets no credit for one.
 
     Args:
         weight: share in the total reward.
@@ -32,5 +33,5 @@ class Cider(Reward):
     def forward(self, rollout: Rollout, experience: Experience) -> Tensor:
         assert self._scorer is not None, "prepare() comes first"
         image_ids = [experience.batch.image_ids[row] for row in rollout.image_index.tolist()]
-        scores = self._scorer(rollout.captions, image_ids)
+        scores = self._scorer(rollout.captions, image_ids, experience.ended(rollout).tolist())
         return torch.as_tensor(scores, dtype=torch.float32, device=rollout.image_index.device)

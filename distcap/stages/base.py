@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,11 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
         some = value.flatten()[:: max(1, value.numel() // 64)]
         digest.update(f"{name} {tuple(value.shape)} {some.tolist()}".encode())
     return digest.hexdigest()[:16]
+
+
+def _constant(step: int) -> float:
+    """The factor of a learning rate that has no schedule."""
+    return 1.0
 
 
 class Stage(LightningModule):
@@ -64,31 +70,58 @@ class Stage(LightningModule):
         self.schedule = schedule
         self.clip_gradient = clip_gradient
 
+    def setup(self, stage: str) -> None:
+        """Refuse what a Trainer can be told and a stage would not do.
+
+        Raises:
+            UserError: the Trainer is to clip gradients, or to keep the weights that learn in 16 bits.
+        """
+        if stage != "fit":
+            return
+        if self.trainer.gradient_clip_val is not None or self.trainer.gradient_clip_algorithm is not None:
+            raise UserError(
+                "--trainer.gradient_clip_val has no effect here, because each parameter group is clipped by its own "
+                "norm; set --model.clip_gradient instead"
+            )
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise UserError(
+                f"--trainer.precision {self.trainer.precision} keeps the weights in 16 bits, where small updates are "
+                "lost; train with bf16-mixed (evaluation may use either)"
+            )
+
     def prepare_data(self) -> None:
         """Lightning sees to the stage's own data module."""
         if self.corpus is not None:
             self.corpus.prepare_data()
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
-        """Of the optimizer; each is clipped by its own norm, so that none slows another down."""
+        """Of the optimizer; each is clipped by its own norm, so that none slows another down.
+
+        A group with `steady: True` keeps its learning rate: warm-up and schedule are for the others.
+        """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def configure_optimizers(self) -> Any:
         from transformers import get_scheduler
 
+        groups = list(self.parameter_groups())
+        steady = [group.pop("steady", False) for group in groups]
         optimizer = torch.optim.AdamW(
-            list(self.parameter_groups()),
+            groups,
             lr=self.learning_rate,
             weight_decay=self.weight_decay,
             # Faster, but it unscales float16 gradients itself, after they were clipped.
             fused=self.trainer.precision != "16-mixed",
         )
-        scheduler = get_scheduler(
+        # Of an optimizer that nobody uses: the scheduler of ours has a rate for each group.
+        (rate,) = get_scheduler(
             "constant_with_warmup" if self.schedule == "constant" else self.schedule,
-            optimizer,
+            torch.optim.SGD([nn.Parameter(torch.zeros(1))]),
             num_warmup_steps=self.warmup_steps,
             num_training_steps=int(self.trainer.estimated_stepping_batches),
-        )
+        ).lr_lambdas
+        rates = [_constant if constant else rate for constant in steady]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
@@ -119,8 +152,19 @@ class Stage(LightningModule):
             )
         return references
 
-    def log_train(self, values: dict[str, Tensor | float]) -> None:
-        self.log_dict(values, on_step=True, on_epoch=False)
+    def log_train(self, values: Mapping[str, Tensor | float], prog_bar: bool = False) -> None:
+        """Log values of a step: means over all processes, each of which has its own share of the batch."""
+        self.log_dict(self._means(values), on_step=True, on_epoch=False, prog_bar=prog_bar)
+
+    def _means(self, values: Mapping[str, Tensor | float]) -> Mapping[str, Any]:
+        if self.trainer.world_size == 1:
+            return values
+        own = {name: float(value) for name, value in values.items()}
+        parts: list[Any] = [None] * self.trainer.world_size
+        # As objects, because a process whose images have no captions has fewer values.
+        torch.distributed.all_gather_object(parts, own)
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: fmean(part[name] for part in parts if name in part) for name in names}
 
 
 class CaptionerStage(Stage):
@@ -138,6 +182,7 @@ class CaptionerStage(Stage):
         self._fitted = False
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         self._untrained = stage != "fit" and not (self._fitted or self.captioner.trained)
         self._fitted |= stage == "fit"
         self.captioner.prepare(self._truth())

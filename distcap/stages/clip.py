@@ -74,6 +74,7 @@ class Clip(Stage):
             raise UserError(f"{model} is a CLIP of another model_cfg than the one that is to go on from it") from error
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         for split in ("train", "val") if stage == "fit" else ("val",):
             self.truth(split, "a CLIP learns from pairs of images and texts")
 
@@ -101,7 +102,7 @@ class Clip(Stage):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         loss = self._loss(batch, [texts[-1] for texts in batch.captions])
-        self.log("val/loss", loss, batch_size=len(batch), prog_bar=True)
+        self.log("val/loss", loss, batch_size=len(batch), prog_bar=True, sync_dist=True)
 
     def on_train_end(self) -> None:
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]

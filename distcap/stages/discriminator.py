@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class DiscriminatorStage(Stage):
         self.discriminator = Discriminator(clip.embed_captions([""]).shape[1], hidden, images)
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.clip.to(self.trainer.strategy.root_device)
         splits = ("train", "val") if stage == "fit" else ("val",)
@@ -58,14 +60,14 @@ class DiscriminatorStage(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         examples = self.examples(batch)
         loss = self.discriminator.loss(*examples)
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/accuracy", self._accuracy(*examples), prog_bar=True)
+        self.log_train({"train/loss": loss, "train/accuracy": self._accuracy(*examples)}, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         examples = self.examples(batch)
-        self.log("val/loss", self.discriminator.loss(*examples), batch_size=len(batch))
-        self.log("val/accuracy", self._accuracy(*examples), batch_size=len(batch), prog_bar=True)
+        rows: Any = {"batch_size": len(batch), "sync_dist": True}
+        self.log("val/loss", self.discriminator.loss(*examples), **rows)
+        self.log("val/accuracy", self._accuracy(*examples), prog_bar=True, **rows)
 
     @torch.no_grad()
     def _accuracy(self, images: Tensor | None, captions: Tensor, human: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Stage 1: teacher forcing."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from distcap.types import Batch, UserError
 
 class MLE(CaptionerStage):
     """Maximum likelihood of the human captions: reinforce(ground truth, advantage 1), per token.
+
+    The loss is the mean over the tokens of the whole batch: those of all processes, and of all parts of a batch that is
+    accumulated. So neither changes the gradient.
 
     Args:
         captioner: to be trained.
@@ -54,11 +57,17 @@ class MLE(CaptionerStage):
             raise UserError(f"drop_image is {drop_image}; it is a share of the images, from 0 to 1")
         self.captions_per_image = captions_per_image
         self.drop_image = drop_image
+        self._tokens: list[Tensor] = []
+        """Tokens of each part of an accumulated batch so far, the mean over processes."""
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self.truth("train", "teacher forcing learns from human captions")
         super().setup(stage)
+
+    def on_train_start(self) -> None:
+        # Hugging Face loads networks in eval mode: without this, a pretrained captioner would learn without dropout.
+        self.captioner.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         captions, index = [], []
@@ -74,5 +83,27 @@ class MLE(CaptionerStage):
             memory = torch.where(dropped, self.captioner.unknown(memory), memory)
         logprobs = self.captioner.score(memory, tokens, mask, rows)
         loss = -logprobs.sum() / mask.sum()
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        if self.trainer.world_size == self.trainer.accumulate_grad_batches == 1:
+            self.log("train/loss", loss, prog_bar=True)
+            return loss
+        # (2, W) of all processes.
+        losses, tokens = self._gathered(torch.stack([loss.detach().double(), mask.sum().double()]))
+        self.log("train/loss", (losses * tokens).sum() / tokens.sum(), prog_bar=True)
+        self._tokens.append(tokens.mean())
+        # How many tokens are still to come isn't known yet: until the step, the first part's number is the unit.
+        return loss * (mask.sum() / self._tokens[0]).to(loss.dtype)
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        """(K,) of this process -> (K, W) of all."""
+        return values[:, None] if self.trainer.world_size == 1 else self.all_gather(values).T  # type: ignore[union-attr]
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """The gradient is a mean over processes and parts, in units of the first part's tokens: rescale it."""
+        if not self._tokens:
+            return
+        parts = self.trainer.accumulate_grad_batches
+        factor = self._tokens[0] * parts / torch.stack(self._tokens).sum()
+        self._tokens = []
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor.to(parameter.grad.dtype))

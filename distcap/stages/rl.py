@@ -49,11 +49,12 @@ class RL(CaptionerStage):
         normalise: each reward by itself, before its weight: not at all, by the samples of the whole batch, or by those
             of the image.
         updates_per_rollout: optimizer steps on the same captions; the trainer counts them as one.
-        health_every: steps between two thorough looks at the policy's health; see `distcap.health`.
+        health_every: steps between two thorough looks at the policy's health; see `distcap.health`. 0 for none, which
+            saves the copy of the captioner before RL where no term or reward reads it.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
-        warmup_steps: linear warm-up from zero.
-        schedule: after the warm-up.
+        warmup_steps: linear warm-up from zero, of the captioner; a reward that learns keeps its learning rate.
+        schedule: after the warm-up, of the captioner.
         clip_gradient: largest norm of each parameter group's gradient; 0 for any.
     """
 
@@ -94,6 +95,7 @@ class RL(CaptionerStage):
         self.clips = clips or {}
         self.corpus = corpus
         self._corpora: dict[str | None, Corpus] = {}
+        self._reference: list[Captioner] = []
         self._sights: dict[str | None, Sight] = {}
         self.sampler = sampler
         self.ground_truth_per_image = ground_truth_per_image
@@ -135,8 +137,10 @@ class RL(CaptionerStage):
             self._do_without_captions(data)
         for reward in self.rewards.values():
             reward.prepare(references)
-        # In a list, for a module would go into checkpoints.
-        self._reference = [frozen_copy(self.captioner)]
+        readers = (*self.objective.values(), *self.rewards.values())
+        if self.health_every or any(reader.needs_reference for reader in readers):
+            # In a list, because a module would go into checkpoints.
+            self._reference = [frozen_copy(self.captioner)]
         files = self.files("train")
         truth = [caption for row in references.values() for caption in row]
         self._sights = {
@@ -170,7 +174,8 @@ class RL(CaptionerStage):
             )
 
     def on_fit_start(self) -> None:
-        self._reference[0].to(self.device)
+        for reference in self._reference:
+            reference.to(self.device)
 
     def _named_clips(self) -> dict[str | None, FrozenClip]:
         """Those that are read: looking at all images with one that no reward names would take its time for nothing."""
@@ -199,7 +204,8 @@ class RL(CaptionerStage):
         yield {"params": [p for p in self.captioner.parameters() if p.requires_grad]}
         for reward in self.rewards.values():
             if reward.learning_rate is not None:
-                yield {"params": list(reward.parameters()), "lr": reward.learning_rate, "weight_decay": 0.0}
+                own = {"lr": reward.learning_rate, "weight_decay": 0.0, "steady": True}
+                yield {"params": list(reward.parameters()), **own}
 
     def experience(self, batch: Batch) -> Experience:
         """What this step knows of the batch."""
@@ -212,7 +218,7 @@ class RL(CaptionerStage):
             clips=self._sights,
             ground_truth_per_image=self.ground_truth_per_image,
             corpora=self._corpora,
-            reference=self._reference[0],
+            reference=next(iter(self._reference), None),
             normalise=self.normalise,
             gather=self._gather,
         )
@@ -236,15 +242,14 @@ class RL(CaptionerStage):
         learning = {
             name: value for name, reward in self.rewards.items() if (value := reward.loss(experience)) is not None
         }
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("reward/total", experience.sampled_reward.mean(), prog_bar=True)
+        self.log_train({"train/loss": loss, "reward/total": experience.sampled_reward.mean()}, prog_bar=True)
         self.log_train({f"loss/{name}": value for name, value in {**losses, **learning}.items()})
         self.log_train(
             health(
                 experience,
                 advantages,
                 # The last of them: a logger that writes as often then writes values of the same step.
-                costly=(batch_idx + 1) % self.health_every == 0,
+                costly=bool(self.health_every) and (batch_idx + 1) % self.health_every == 0,
                 cider=self._cider,
                 decoder=self.decoder,
                 discriminator=self._learning_discriminator,

@@ -17,6 +17,7 @@ from distcap.types import UserError
 FAMILIES = list(families.WRITERS)
 GREEDY = Sampler(method="greedy", max_tokens=12)
 SAMPLES = Sampler(samples=4, max_tokens=12)
+SHARPER = Sampler(samples=4, max_tokens=12, temperature=0.7)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -41,7 +42,7 @@ def decoded(captioner: Any, memory: Tensor, sampler: Sampler, monkeypatch: pytes
 
     def spy(memory: Tensor, **rules: Any) -> Tensor:
         def record(tokens: Tensor, scores: Tensor) -> Tensor:
-            steps.append(scores.log_softmax(-1))
+            steps.append((scores / sampler.temperature).log_softmax(-1))
             return scores
 
         return decode(memory, **{**rules, "logits_processor": [record]})
@@ -51,7 +52,7 @@ def decoded(captioner: Any, memory: Tensor, sampler: Sampler, monkeypatch: pytes
     return tokens, mask, index, torch.stack(steps, 1)
 
 
-@pytest.mark.parametrize("sampler", [SAMPLES, GREEDY], ids=["samples", "greedy"])
+@pytest.mark.parametrize("sampler", [SAMPLES, SHARPER, GREEDY], ids=["samples", "sharper samples", "greedy"])
 def test_the_score_of_a_caption_is_the_log_probability_it_was_decoded_with(
     captioner: Any, images: Tensor, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,7 +60,8 @@ def test_the_score_of_a_caption_is_the_log_probability_it_was_decoded_with(
     memory = captioner.encode(images)
     tokens, mask, index, odds = decoded(captioner, memory, sampler, monkeypatch)
     expected = odds.gather(2, tokens[..., None]).squeeze(2).where(mask, torch.zeros(()))
-    torch.testing.assert_close(captioner.score(memory, tokens, mask, index), expected, atol=1e-4, rtol=0)
+    scores = captioner.score(memory, tokens, mask, index, sampler.temperature)
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=0)
     assert tokens.shape[0] == 4 * sampler.samples
     assert expected[mask].std() > 0.1  # a captioner without opinions would prove nothing
 

@@ -114,3 +114,14 @@ def test_training_gives_human_captions_the_higher_logit():
     logits = discriminator(images, captions)
     assert logits[human].mean() > 1
     assert logits[~human].mean() < -1
+
+
+def test_mixed_precision_around_it_changes_no_bit_of_its_opinion() -> None:
+    """A bfloat16 has three digits, and a reward's spread within a batch may be smaller than that."""
+    discriminator = Discriminator(8, hidden=(16,))
+    images, captions = torch.randn(2, 50, 8)
+    plain = discriminator(images, captions)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = discriminator(images, captions)
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, plain)
