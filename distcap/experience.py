@@ -197,7 +197,7 @@ class Experience:
         return tokens[0, mask[0].sum() - 1]
 
     def ended(self, rollout: Rollout) -> Tensor:
-        """(N,) True for a caption that reached its end token, False for one that was cut at the sampler's max_tokens."""
+        """(N,) True for a caption that reached its end token, False for one cut at the sampler's max_tokens."""
         last = rollout.tokens.gather(1, (rollout.mask.sum(1, keepdim=True) - 1).clamp(min=0))[:, 0]
         return last == self._end.to(last.device)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false")
 
-import lightning.pytorch  # noqa: F401 - its log goes to the stderr of its import: not to one that a test captures
 import families
+import lightning.pytorch  # noqa: F401 - its log goes to the stderr of its import: not to one that a test captures
 import pytest
 import tiny
 

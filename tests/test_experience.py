@@ -198,7 +198,7 @@ def test_a_step_is_forgotten_as_soon_as_nobody_holds_it():
 
 
 def test_a_missing_reference_is_an_error():
-    with pytest.raises(UserError, match="no reference was kept.*needs_reference = True"):
+    with pytest.raises(UserError, match=r"no reference was kept.*needs_reference = True"):
         _ = make_experience().reference_logprobs
 
 

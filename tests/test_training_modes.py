@@ -11,10 +11,9 @@ from typing import Any
 import families
 import pytest
 import torch
-from fakes import FakeCaptioner
 from lightning import Callback, LightningDataModule, Trainer
 from tiny import CAPTIONS, CONVOLUTIONAL, make_captioner
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from distcap.baselines import LeaveOneOut

@@ -22,7 +22,7 @@ class Sampler:
         temperature: of multinomial sampling. Samples are scored at the same temperature, so that the policy gradient is
             that of the policy they were drawn from.
         top_k: sample among the k likeliest tokens; 0 for all. Log-probabilities are those of the whole distribution, so
-            the gradient of a policy that samples with top_k is biased: it ignores that the other tokens cannot be drawn.
+            the policy gradient with top_k is biased: it ignores that the other tokens cannot be drawn.
         top_p: sample among the likeliest tokens that have this probability together; biased likewise below 1.
         beams: of beam search.
         no_repeat_ngram: forbid repeating n-grams of this size; 0 for none.

@@ -1,5 +1,6 @@
 """What captioners in the Hugging Face format share; an adapter fills in what is particular to its family."""
 
+import json
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,8 @@ from distcap.models.captioner import Captioner, Sampler
 from distcap.models.checkpointing import checkpoint_layers
 from distcap.models.guidance import guide
 from distcap.models.image_processor import image_processor
-from distcap.models.lora import Lora, merged
+from distcap.models.lora import FILE as ADAPTERS
+from distcap.models.lora import Lora, load_adapters, merged, save_adapters
 from distcap.types import UserError
 
 log = logging.getLogger(__name__)
@@ -150,6 +152,8 @@ class HuggingFaceCaptioner(Captioner):
         with self.loading(name):
             self._check_family(name)
             self._adopt(self.read(name))
+        if self.lora is not None:
+            load_adapters(self.model, self.lora, Path(name))
 
     @staticmethod
     @contextmanager
@@ -285,9 +289,14 @@ class HuggingFaceCaptioner(Captioner):
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     def save_pretrained(self, folder: Path) -> None:
-        """Of a captioner with LoRA the merged weights: no one who reads them needs to know of adapters."""
+        """Of a captioner with LoRA the merged weights, so that no one who reads them needs to know of adapters.
+
+        The adapters are written beside them, for a captioner with the same `lora` to go on with.
+        """
         self._save_weights(folder)
         self.processor.save_pretrained(folder)
+        if self.lora is not None:
+            save_adapters(self.model, self.lora, folder)
 
     def export(self, folder: Path, decoder: Sampler) -> str:
         if decoder.guidance != 1:
@@ -296,6 +305,7 @@ class HuggingFaceCaptioner(Captioner):
                 "a captioner whose decoder has guidance: 1 can be exported"
             )
         self.save_pretrained(folder)
+        (folder / ADAPTERS).unlink(missing_ok=True)
         usage = self.usage(folder)
         self._rules(decoder).save_pretrained(folder)  # over those that came with the weights
         return usage
@@ -315,4 +325,20 @@ class HuggingFaceCaptioner(Captioner):
         return self.model
 
     def _save_weights(self, folder: Path) -> None:
-        self.model.save_pretrained(folder, state_dict=None if self.lora is None else merged(self.model))
+        if self.lora is None:
+            self.model.save_pretrained(folder)
+            return
+        self.model.save_pretrained(folder, state_dict=merged(self.model))
+        # Hugging Face loads weights in the precision that the config names, and that would round the merged ones.
+        file = folder / "config.json"
+        file.write_text(json.dumps(_float32(json.loads(file.read_text())), indent=2))
+
+
+def _float32(config: Any) -> Any:
+    """A config of Hugging Face's, and those of its parts, with float32 for the precision of the weights."""
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: "float32" if key in ("dtype", "torch_dtype") and value else _float32(value)
+        for key, value in config.items()
+    }

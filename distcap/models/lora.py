@@ -1,13 +1,18 @@
 """Low-rank adapters: a large language model learns by a few million weights."""
 
+import json
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from distcap.types import UserError
+
+FILE = "adapters.safetensors"
+"""Beside a captioner's merged weights: its adapters, and the weights that they were added to."""
 
 
 @dataclass
@@ -63,10 +68,11 @@ def _is(name: str, target: str) -> bool:
 
 
 def merged(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model whose adapters are part of them, under the names they have without adapters."""
-    from peft.tuners.lora import LoraLayer
+    """The weights of a model whose adapters are part of them, under the names they have without adapters.
 
-    layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    Adapted weights are float32, whatever precision their base has: of a small difference a bfloat16 would lose most.
+    """
+    layers = _adapted(model)
     weights = {}
     with torch.no_grad():
         for name, value in model.state_dict().items():
@@ -75,6 +81,78 @@ def merged(model: nn.Module) -> dict[str, Tensor]:
                 weights[name] = value
             elif (rest := name.removeprefix(f"{layer}.")).startswith("base_layer."):
                 part = rest.removeprefix("base_layer.")
-                added = layers[layer].get_delta_weight("default") if part == "weight" else 0
-                weights[f"{layer}.{part}"] = (value + added).to(value.dtype)
+                adapted = part == "weight"
+                weights[f"{layer}.{part}"] = (
+                    value.float() + layers[layer].get_delta_weight("default").float() if adapted else value
+                )
     return weights
+
+
+def save_adapters(model: nn.Module, lora: Lora, folder: Path) -> None:
+    """Write FOLDER/adapters.safetensors, so that a captioner can go on exactly as what it was, not as its merged twin.
+
+    The two differ by rounding where the base is kept in fewer bits than the adapters.
+    """
+    from safetensors.torch import save_file
+
+    weights = {name: value.contiguous() for name, value in _parts(model).items()}
+    save_file(weights, folder / FILE, {"lora": json.dumps(_settings(lora))})
+
+
+def load_adapters(model: nn.Module, lora: Lora, folder: Path) -> None:
+    """Go on with the adapters of a captioner that was saved; nothing if it had none.
+
+    With other settings than theirs, new adapters are added to the merged weights.
+
+    Raises:
+        UserError: those would be kept in bfloat16, which loses what the adapters learnt; or the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not (file := folder / FILE).is_file():
+        return
+    try:
+        with safe_open(file, "pt") as saved:
+            settings = json.loads((saved.metadata() or {}).get("lora", "null"))
+            if settings != _settings(lora):
+                if lora.base != "float32":
+                    raise UserError(
+                        f"{folder} has adapters of {settings}, and lora asks for {_settings(lora)}; take the same "
+                        "settings to go on with them, or base: float32 to add others"
+                    )
+                return
+            parts = _parts(model)
+            found = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 - it is no dict
+    except (SafetensorError, ValueError, OSError) as error:
+        raise UserError(f"{file} is damaged ({error}); train the captioner again, or get the folder again") from error
+    if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in parts.items()}:
+        raise UserError(
+            f"{file} does not fit the weights beside it; train the captioner again, or get the folder again"
+        )
+    with torch.no_grad():
+        for name, value in found.items():
+            parts[name].copy_(value)
+
+
+def _settings(lora: Lora) -> dict[str, Any]:
+    """What decides which adapters there are, and what they add."""
+    return {"targets": sorted(lora.targets), "r": lora.r, "alpha": float(lora.alpha)}
+
+
+def _adapted(model: nn.Module) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def _parts(model: nn.Module) -> dict[str, Tensor]:
+    """Of every adapted layer its base weight, A and B; as they are, not copied."""
+    return {
+        f"{name}.{part}": weight.detach()
+        for name, layer in _adapted(model).items()
+        for part, weight in (
+            ("base", layer.base_layer.weight),
+            ("A", layer.lora_A["default"].weight),
+            ("B", layer.lora_B["default"].weight),
+        )
+    }

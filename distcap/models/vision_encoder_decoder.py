@@ -123,7 +123,8 @@ class VisionEncoderDecoder(HuggingFaceCaptioner):
         """Whether the encoder's output is (B, S, E), which is what Hugging Face's own class hands to the decoder."""
         side = self.image_size
         with torch.no_grad():
-            return self.model.encoder(pixel_values=self.mean.new_zeros(1, 3, side, side)).last_hidden_state.ndim == 3
+            pixels = self.normalise(self.mean.new_zeros(1, 3, side, side))
+            return self.model.encoder(pixel_values=pixels).last_hidden_state.ndim == 3
 
     def _with_feature_map(self) -> Any:
         """The same model, of a class that can say how it is to be used: saved, it brings its code along."""

@@ -1,6 +1,7 @@
 """What of a captioner learns: all of it, all but its image encoder, or adapters; and how its gradient is computed."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tiny import CAPTIONS, CONVOLUTIONAL, make_captioner
 from torch import Tensor, nn
 
 from distcap.models import Lora, Sampler
+from distcap.models.lora import merged
 from distcap.stages.rl import frozen_copy
 from distcap.types import UserError
 
@@ -150,6 +152,89 @@ def test_frozen_weights_can_be_kept_in_fewer_bits_than_what_learns(family: str, 
     captioner.generate(captioner.encode(IMAGES), GREEDY)
     captioner.save_pretrained(tmp_path)
     assert {p.dtype for p in families.load(family, tmp_path).parameters()} == {torch.float32}
+
+
+def learnt_a_little(family: str, shelf: Path, **kwargs: Any) -> Any:
+    """Adapters that add a hundredth of the weights, to a base of bfloat16: rounded to it, most would be lost."""
+    captioner = families.load(family, shelf / family, lora=families.lora(family, base="bfloat16", **kwargs))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in captioner.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(3e-4 * torch.randn(parameter.shape, generator=generator))
+    return captioner
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_captioner_on_a_coarse_base_comes_back_as_what_was_trained(family: str, shelf: Path, tmp_path: Path) -> None:
+    trained = learnt_a_little(family, shelf)
+    trained.save_pretrained(tmp_path)
+    again = families.load(family, tmp_path, lora=families.lora(family, base="bfloat16"))
+    assert torch.equal(likelihood(again), likelihood(trained))
+    words = [one.generate(one.encode(IMAGES), GREEDY)[0] for one in (again, trained)]
+    assert torch.equal(*words)
+    # Whoever knows of no adapters, in float32: what was trained, without the rounding of its arithmetic.
+    exact = likelihood(copy.deepcopy(trained).float())
+    plain = likelihood(families.load(family, tmp_path))
+    untrained = likelihood(families.load(family, shelf / family).bfloat16().float())
+    torch.testing.assert_close(plain, exact, atol=1e-4, rtol=1e-6)
+    assert (exact - untrained).abs() > 20 * (plain - exact).abs()
+
+
+def test_merged_weights_on_a_coarse_base_lose_nothing_of_what_was_learnt(shelf: Path, tmp_path: Path) -> None:
+    trained = learnt_a_little("vision_encoder_decoder", shelf)
+    layer = trained.model.decoder.transformer.h[0].attn.c_attn
+    base, delta = layer.base_layer.weight.float(), layer.get_delta_weight("default")
+    weight = merged(trained.model)["decoder.transformer.h.0.attn.c_attn.weight"]
+    assert weight.dtype == torch.float32
+    torch.testing.assert_close(weight - base, delta, atol=1e-7, rtol=0)
+    rounded = (base + delta).bfloat16().float() - base
+    assert (rounded - delta).norm() > 0.2 * delta.norm()
+
+
+@pytest.mark.parametrize("family", ["vision_encoder_decoder", "blip2", "qwen_vl"])
+def test_hugging_face_reads_the_merged_weights_in_full_precision(family: str, shelf: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    trained = learnt_a_little(family, shelf)
+    trained.save_pretrained(tmp_path)
+    weights = AutoModelForImageTextToText.from_pretrained(tmp_path).state_dict()
+    for name, value in merged(trained.model).items():
+        if name in weights:  # tied ones have one name
+            assert torch.equal(weights[name], value.float()), name
+
+
+def test_other_adapters_on_a_coarse_base_are_refused_and_on_a_fine_one_added(shelf: Path, tmp_path: Path) -> None:
+    trained = learnt_a_little("blip", shelf)
+    trained.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"'r': 2.*'r': 2, 'alpha': 8.*base: float32"):
+        families.load("blip", tmp_path, lora=families.lora("blip", base="bfloat16", alpha=8.0))
+    added = families.load("blip", tmp_path, lora=families.lora("blip", alpha=8.0))
+    torch.testing.assert_close(likelihood(added), likelihood(families.load("blip", tmp_path)))
+
+
+@pytest.mark.parametrize("damage", ["cut", "other shapes"])
+def test_damaged_adapters_are_one_error(damage: str, shelf: Path, tmp_path: Path) -> None:
+    learnt_a_little("blip", shelf).save_pretrained(tmp_path)
+    file = tmp_path / "adapters.safetensors"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:100])
+    else:
+        from safetensors import safe_open
+        from safetensors.torch import load_file, save_file
+
+        with safe_open(file, "pt") as saved:
+            metadata = saved.metadata()
+        save_file({name: value[:1].contiguous() for name, value in load_file(file).items()}, file, metadata)
+    with pytest.raises(UserError, match=r"adapters\.safetensors (is damaged|does not fit)"):
+        families.load("blip", tmp_path, lora=families.lora("blip", base="bfloat16"))
+
+
+def test_an_export_has_merged_weights_and_no_adapters(shelf: Path, tmp_path: Path) -> None:
+    trained = learnt_a_little("vision_encoder_decoder", shelf)
+    trained.export(tmp_path, GREEDY)
+    assert not (tmp_path / "adapters.safetensors").exists()
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float32"
 
 
 def test_layers_that_are_not_there_are_one_error_that_names_those_that_are(shelf: Path) -> None:
