@@ -203,8 +203,8 @@ def kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, reduction: Re
     """(N, T), (N, T), (N, T) -> (N,) estimate of KL(policy || reference) from the sampled tokens alone.
 
     "mean" is per token of the caption, "sum" of the whole caption. The value is Schulman's k3, r - 1 - log r with
-    r = p_reference / p_policy: unbiased and never negative ("Approximating KL Divergence", 2020). It is for logging. For
-    a loss take `kl_loss`, because k3's gradient is not that of this divergence.
+    r = p_reference / p_policy: unbiased and never negative ("Approximating KL Divergence", 2020). It is for logging.
+    For a loss take `kl_loss`, because k3's gradient is not that of this divergence.
     """
     return sequence_logprobs(_k3(_log_ratio(logprobs, reference_logprobs, mask)), mask, reduction)
 
@@ -217,8 +217,8 @@ def kl_loss(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, reductio
         E_{y ~ policy}[log(p_policy / p_reference) grad log p_policy] = grad KL(policy || reference)
 
     holds at each token, given the tokens before it. The pull on a token grows with its log-ratio, without bound. k3
-    would pull with the gradient of KL(reference || policy), by 1 - p_reference / p_policy, which is never more than 1 on a
-    token that the policy says too often.
+    would pull with the gradient of KL(reference || policy), by 1 - p_reference / p_policy, which is never more than 1
+    on a token that the policy says too often.
 
     The tokens must be the policy's own samples, and earlier tokens get no credit for the divergence of later ones.
     """

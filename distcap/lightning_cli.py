@@ -94,6 +94,12 @@ class DistcapCLI(LightningCLI):
                         "TensorBoard isn't installed: pip install 'distcap[tensorboard]', or log elsewhere, e.g. "
                         "--config logger/csv.yaml"
                     )
+        for flag in ("optimizer", "lr_scheduler"):
+            if config.get(flag) is not None:
+                raise UserError(
+                    f"--{flag} would leave the stage's own settings without effect; set --model.learning_rate, "
+                    "--model.weight_decay, --model.warmup_steps and --model.schedule"
+                )
         if self.subcommand != "fit" and config.ckpt_path == "last":
             config.ckpt_path = os.path.join(run_folder(config.run), "checkpoints", "last.ckpt")
         if (path := config.get("ckpt_path")) and path not in ("last", "best", "hpc") and not Path(path).is_file():

@@ -169,8 +169,8 @@ class CiderD:
         Args:
             captions: N captions.
             image_ids: the image of each.
-            ended: where `end_token` is set, whether each caption has one: a sample that was cut has none. None says that
-                all do.
+            ended: where `end_token` is set, whether each caption has one: a sample that was cut has none. None says
+                that all do.
 
         Raises:
             UserError: an image has no references.

@@ -174,8 +174,8 @@ class Stage(RL):
     """
 
     def __init__(self, rewards: Any, baseline: Any, objective: Any, **kwargs: Any) -> None:
-        kwargs = {"clips": {"second": Clip(LENS)}, **kwargs}
-        super().__init__(Policy(), rewards, baseline, objective, clip=Clip(), **kwargs)  # type: ignore[arg-type]
+        kwargs = {"clip": Clip(), "clips": {"second": Clip(LENS)}, **kwargs}
+        super().__init__(Policy(), rewards, baseline, objective, **kwargs)  # type: ignore[arg-type]
         self.double()
         self.logged: dict[str, Any] = {}
 

@@ -151,9 +151,10 @@ def caption_table(
     ids = sorted(captions)
     better, ties = ranks(similarity, torch.arange(len(ids), device=similarity.device))
     nearest = (images @ images.T).fill_diagonal_(-torch.inf).argmax(1).tolist()
+    seen = len(ids) > 1 and bool(images.any())
     rows = []
     for row, image in enumerate(ids):
-        other = ids[nearest[row]] if len(ids) > 1 and images.any() else None
+        other = ids[nearest[row]] if seen else None
         rows.append(
             {
                 "image_id": image,
