@@ -128,6 +128,10 @@ def meet(rank: int, folder: Path) -> dict[Case, Measures]:
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(minutes=5))
     try:
         found = {case: measure(case, folder, rank, 2) for case in CASES}
+        mean = TeacherForced()
+        mean._trainer = make_trainer(Data(), world_size=2, global_rank=rank)
+        logged = mean._means({"both": torch.tensor(2.0 * rank), **({"one": 5.0} if rank else {})})
+        found["logged", "means"] = {name: torch.tensor(value) for name, value in logged.items()}
         # Each process has every second part.
         found["mle", "whole"] = teacher_forced([[0, 1, 2], [3, 4, 5]][rank : rank + 1], rank, 2)
         found["mle", "parts"] = teacher_forced([[[0, 1, 2], [4]], [[3], [5]]][rank], rank, 2)
@@ -179,6 +183,8 @@ def test_two_processes_find_what_one_with_the_whole_batch_does(folder: Path) -> 
                 torch.testing.assert_close(
                     half["mle", name][key], whole[key], msg=lambda text, name=name: f"{name} {text}"
                 )
+    for half in (first, second):
+        assert half["logged", "means"] == {"both": torch.tensor(1.0), "one": torch.tensor(5.0)}
     assert first["mle", "whole"]["logged"].tolist() == pytest.approx(whole["logged"].tolist())
 
 

@@ -291,11 +291,12 @@ class HuggingFaceCaptioner(Captioner):
     def save_pretrained(self, folder: Path) -> None:
         """Of a captioner with LoRA the merged weights, so that no one who reads them needs to know of adapters.
 
-        The adapters are written beside them, for a captioner with the same `lora` to go on with.
+        Where the base has fewer bits than float32, the adapters are written beside them, for a captioner with the same
+        `lora` to go on with: merged weights in so few bits would be another captioner.
         """
         self._save_weights(folder)
         self.processor.save_pretrained(folder)
-        if self.lora is not None:
+        if self.lora is not None and self.lora.base != "float32":
             save_adapters(self.model, self.lora, folder)
 
     def export(self, folder: Path, decoder: Sampler) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distcap.types import UserError
 
 FILE = "adapters.safetensors"
-"""Beside a captioner's merged weights: its adapters, and the weights that they were added to."""
+"""Beside a captioner's merged weights: its adapters, and the weights that they were added to, in their few bits."""
 
 
 @dataclass
@@ -24,7 +24,8 @@ class Lora:
         r: rank of B A.
         alpha: scale of the adapters, divided by r.
         dropout: of their input, in training mode.
-        base: precision in which the frozen weights are kept; adapters are float32.
+        base: precision in which the frozen weights are kept; adapters are float32. A captioner with a bfloat16 base is
+            saved with its adapted weights twice: merged in float32, and apart in adapters.safetensors.
 
     Raises:
         UserError: when added to a model that has no layers of these names.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distcap.models.hugging_face import HuggingFaceCaptioner
 from distcap.models.image_processor import image_processor
@@ -73,6 +73,12 @@ class VisionEncoderDecoder(HuggingFaceCaptioner):
         self.tokenizer = AutoTokenizer.from_pretrained(name)
         self.processor = self.image_processor = AutoImageProcessor.from_pretrained(name)
         return model
+
+    def _adopt(self, model: Any) -> None:
+        super()._adopt(model)
+        # A ViT's pooler is no part of its memory: a gradient never reaches it, and plain `ddp` would wait for one.
+        if isinstance(pooler := getattr(model.encoder, "pooler", None), nn.Module):
+            pooler.requires_grad_(False)
 
     @property
     def encoder(self) -> Any:

@@ -65,6 +65,18 @@ def test_the_gradient_reaches_what_trains_and_nothing_else(family: str, shelf: P
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("option", ["all", "frozen encoder", "adapters"])
+def test_whatever_learns_is_reached_by_the_gradient(family: str, option: str, shelf: Path) -> None:
+    """Else plain `ddp`, which waits for every gradient, ends with an error at the second step."""
+    lora = families.lora(family) if option == "adapters" else None
+    captioner = families.load(family, shelf / family, freeze_encoder=option == "frozen encoder", lora=lora)
+    spread_adapters(captioner)
+    likelihood(captioner).backward()
+    waiting = {name for name, p in captioner.named_parameters() if p.requires_grad and p.grad is None}
+    assert not waiting
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_gradient_of_a_score_is_its_slope(family: str, shelf: Path) -> None:
     """By the mean of two steps along the gradient, a tenth of the score apart in all."""
     captioner = families.load(family, shelf / family)
