@@ -49,9 +49,9 @@ def open_picture(file: Picture | str, data: bytes | None = None) -> Image.Image:
     """An image file as RGB of 8 bits: upright, on white where it is transparent, the first frame if it moves.
 
     - Turned as the EXIF orientation says; other tags are not read, and one that cannot be read turns nothing.
-    - Grey of 16 bits is scaled by the range of its type: white is 65,535, or 4,095 where 12 bits are used. Floats within
-      [0, 1] are taken as they are. Other floats, integers of 32 bits, and signed ones have no known range: the least
-      value of the image is black and its greatest is white.
+    - Grey of 16 bits is scaled by the range of its type: white is 65,535, or 4,095 where 12 bits are used. Floats
+      within [0, 1] are taken as they are. Other floats, integers of 32 bits, and signed ones have no known range: the
+      least value of the image is black and its greatest is white.
     - More than 89 megapixels are refused before they are decoded; a JPEG of up to 357 is decoded at half its size,
       because what a network sees has far fewer.
 

@@ -303,7 +303,7 @@ def test_embeddings_of_another_way_to_open_images_are_not_taken_for_todays(
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_a_malformed_tag_costs_no_photo(tmp_path: Path) -> None:
-    """Any tag, of any type, with any value; the orientation stands before it. Nothing here has chance beyond its seed."""
+    """Any tag, of any type, with any value, after the orientation."""
     chance = np.random.default_rng(0)
     known = sorted(set(ExifTags.TAGS) - {0x112})
     for number in range(300):
