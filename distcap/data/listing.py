@@ -3,9 +3,12 @@
 import os
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+from distcap.data.left_out import LeftOut
+
+from distcap.data.left_out import LeftOut
 
 EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -22,43 +25,31 @@ class Found(NamedTuple):
     is_dir: bool
 
 
-@dataclass
-class PassedOver:
-    """What was found and not taken, to be counted and named."""
+class PassedOver(LeftOut):
+    """What was found in folders and not taken."""
 
-    kinds: Counter[str] = field(default_factory=Counter)
-    """Extension -> files that are no images by it."""
-    twins: int = 0
-    """Second names of an image or a folder that is listed already."""
-    closed: int = 0
-    """Folders that cannot be read."""
-    first: dict[str, str] = field(default_factory=dict)
-    """Field -> an example."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: Counter[str] = Counter()
+        """Extension -> files that are no images by it."""
 
     def __bool__(self) -> bool:
-        return bool(self.kinds or self.twins or self.closed)
+        return bool(self.kinds) or super().__bool__()
 
     def __str__(self) -> str:
-        """ "3 files of other kinds (.heic 2, .txt 1), the first: a.heic; 1 second names of ..."."""
+        """For instance: 3 files of other kinds (.heic 2, .txt 1), the first: a.heic."""
         kinds = ", ".join(f"{kind} {count}" for kind, count in self.kinds.most_common())
-        parts = {
-            "kinds": (self.kinds.total(), f"files of other kinds ({kinds})"),
-            "twins": (self.twins, "second names of what is listed already"),
-            "closed": (self.closed, "folders that cannot be read"),
-        }
-        return "; ".join(f"{n} {what}, the first: {self.first[key]}" for key, (n, what) in parts.items() if n)
+        others = f"{self.kinds.total()} files of other kinds ({kinds}), the first: {self.first.get('')}"
+        return "; ".join(filter(None, (others if self.kinds else "", super().__str__())))
 
     def other(self, path: Path) -> None:
+        """Tell of a file that is no image by its extension."""
         self.kinds[path.suffix.lower() or "no extension"] += 1
-        self.first.setdefault("kinds", str(path))
+        self.first.setdefault("", str(path))
 
-    def twin(self, path: Path, of: Path | str) -> None:
-        self.twins += 1
-        self.first.setdefault("twins", f"{path} of {of}")
-
-    def unreadable(self, path: Path, why: str | None) -> None:
-        self.closed += 1
-        self.first.setdefault("closed", f"{path} ({why})")
+    def twin(self, path: Path, of: Path) -> None:
+        """Tell of another name of what is listed already."""
+        self.add("second names of what is listed already", f"{path} of {of}")
 
 
 def images_in(folder: Path, passed_over: PassedOver, known: frozenset[Path] = frozenset()) -> list[Found]:
@@ -112,7 +103,7 @@ def tree(folder: Path, passed_over: PassedOver) -> Iterator[Found]:
         try:
             entries = sorted(os.scandir(here.path), key=lambda entry: entry.name)
         except OSError as error:
-            passed_over.unreadable(here.path, error.strerror)
+            passed_over.add("folders that cannot be read", f"{here.path} ({error.strerror})")
             continue
         for entry in entries:
             if entry.name.startswith("."):

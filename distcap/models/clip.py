@@ -94,7 +94,7 @@ class FrozenClip:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes whenever an embedding would: with weights, tokenizer, prompt, preprocessing, or how files are read."""
+        """Changes whenever an embedding would: with weights, tokenizer, prompt, preprocessing, or pictures.VERSION."""
         digest = hashlib.sha256(f"{self.preprocess} {self.prompt}".encode())
         digest.update(f"pictures {pictures.VERSION}".encode())
         digest.update(str(self.tokenizer(list(PROBE)).tolist()).encode())
