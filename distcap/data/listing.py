@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from distcap.data.left_out import LeftOut
 
-from distcap.data.left_out import LeftOut
-
 EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
