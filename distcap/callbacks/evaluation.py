@@ -16,6 +16,7 @@ from distcap.metrics.ngram import split_scores, writing_scores
 from distcap.metrics.retrieval import RetrievalRecall
 from distcap.metrics.signature import signature
 from distcap.models import FrozenClip
+from distcap.pictures import open_picture
 from distcap.types import UserError
 
 log = logging.getLogger(__name__)
@@ -187,6 +188,9 @@ def _log_table(trainer: Trainer, split: str, rows: list[dict[str, Any]]) -> None
     for logger in wandb_loggers(trainer):
         import wandb
 
-        data = [[wandb.Image(r["file"]), next(iter(r["ground_truth"]), ""), r["caption"], r["rank"]] for r in rows]
+        data = [
+            [wandb.Image(open_picture(r["file"])), next(iter(r["ground_truth"]), ""), r["caption"], r["rank"]]
+            for r in rows
+        ]
         columns = ["image", "ground truth", "caption", "rank"]
         logger.log_table(f"{split}/captions", columns, data, step=trainer.global_step)

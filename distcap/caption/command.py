@@ -15,7 +15,7 @@ from tqdm import tqdm
 from distcap.caption.output import Format, Output
 from distcap.caption.unfinished import Unfinished, version
 from distcap.data.annotations import Entry
-from distcap.data.given import given_images, told
+from distcap.data.given import given_images
 from distcap.data.images import ImageDataset, collate
 from distcap.finding import Finding, confusable, find
 from distcap.models import Captioner, EmbeddingStore, FrozenClip, Sampler
@@ -60,7 +60,7 @@ def caption_images(
     if chooser is not None:
         chooser.to(device)  # one that cannot be loaded should say so now
     if passed_over:
-        _say(f"passed over {told(passed_over)}")
+        _say(f"passed over {passed_over}")
     size = image_size(run)
     recipe = {"run": run, "weights": _weights(run), "image_size": size, "batch_size": batch_size, "seed": seed}
     unfinished = Unfinished(out.unfinished, {**recipe, "sampler": asdict(sampler)})

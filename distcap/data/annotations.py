@@ -4,12 +4,15 @@ Annotation files come from anywhere, so nothing in them is trusted: every field 
 name that leaves the image folder is refused.
 """
 
+import codecs
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from distcap.data.left_out import LeftOut
 from distcap.types import UserError
 
 Restval = Literal["train", "drop"]
@@ -55,25 +58,30 @@ def read_karpathy(path: str | Path, restval: Restval = "train") -> list[Entry]:
             f"name the split, as in annotations: {{train: {path}}}"
         )
     entries = []
+    left_out = LeftOut()
     for position, image in enumerate(field(document, "images", list, path)):
         at = f"{path}, image number {position}"
-        image_id = field(image, "cocoid" if isinstance(image, dict) and "cocoid" in image else "imgid", int, at)
+        image_id = _id(image, "cocoid" if isinstance(image, dict) and "cocoid" in image else "imgid", at)
         at = f"{path}, image id {image_id}"
-        split = field(image, "split", str, at)
-        if split == "restval" and restval == "drop":
+        told = field(image, "split", str, at)
+        if told == "restval" and restval == "drop":
             continue
+        split = "train" if told == "restval" else split_named(told)
+        if split is None:
+            left_out.add(f"images of the split {told[:40]!r}, which is none of train, val and test", at)
         folder = field(image, "filepath", str, at) if "filepath" in image else ""
-        captions = [field(sentence, "raw", str, at) for sentence in field(image, "sentences", list, at)]
+        captions = [_caption(sentence, "raw", at) for sentence in field(image, "sentences", list, at)]
         entries.append(
             Entry(
                 image_id,
                 relative(Path(folder, field(image, "filename", str, at)), at),
-                texts(captions, at),
-                "train" if split == "restval" else split,
+                texts(captions, at, left_out),
+                split or told,
                 _domain(image, at),
             )
         )
     _require_unique_ids(entries, path)
+    left_out.warn(path)
     return entries
 
 
@@ -96,24 +104,26 @@ def read_coco(path: str | Path, split: str) -> list[Entry]:
     for position, image in enumerate(field(document, "images", list, path)):
         if isinstance(image, dict) and "sentences" in image:
             raise UserError(f"{path} is a Karpathy split file, which holds every split: give it as annotations: {path}")
-        image_id = field(image, "id", int, f"{path}, image number {position}")
+        image_id = _id(image, "id", f"{path}, image number {position}")
         at = f"{path}, image id {image_id}"
         images.append((image_id, relative(Path(field(image, "file_name", str, at)), at), _domain(image, at)))
 
-    captions: dict[int, list[str]] = {image_id: [] for image_id, _, _ in images}
+    captions: dict[int, list[str | None]] = {image_id: [] for image_id, _, _ in images}
     annotations = field(document, "annotations", list, path) if "annotations" in document else []
     for position, annotation in enumerate(annotations):
         at = f"{path}, annotation number {position}"
         image_id = field(annotation, "image_id", int, at)
         if image_id not in captions:
             raise UserError(f'{at}: its image id {image_id} is not among "images"; remove it or add the image')
-        captions[image_id].append(field(annotation, "caption", str, at))
+        captions[image_id].append(_caption(annotation, "caption", at))
 
+    left_out = LeftOut()
     entries = [
-        Entry(image_id, file, texts(captions[image_id], f"{path}, image id {image_id}"), split, domain)
+        Entry(image_id, file, texts(captions[image_id], f"{path}, image id {image_id}", left_out), split, domain)
         for image_id, file, domain in images
     ]
     _require_unique_ids(entries, path)
+    left_out.warn(path)
     return entries
 
 
@@ -132,7 +142,7 @@ def read_addresses(path: str | Path) -> dict[Path, str]:
 
 def _load(path: str | Path) -> dict[str, Any]:
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = json.loads(decoded(Path(path).read_bytes()))
     except OSError as error:
         raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:
@@ -140,8 +150,15 @@ def _load(path: str | Path) -> dict[str, Any]:
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
             "download it again if it was cut short"
         ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not a JSON file in UTF-8; is it still zipped?") from error
+    except NotUtf8 as error:
+        raise UserError(f"{path} is not a JSON file in UTF-8, but {error}; is it still zipped?") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON that makes sense ({' '.join(str(error).split())[:100]})") from error
+    if isinstance(document, list):
+        raise UserError(
+            f'{path}: expected a JSON object with "images", found a list, as BLIP\'s coco_karpathy_train.json is one; '
+            "name Karpathy's dataset_coco.json, or COCO's captions files"
+        )
     if not isinstance(document, dict):
         raise UserError(f'{path}: expected a JSON object with "images", found a {type(document).__name__}')
     return document
@@ -161,18 +178,62 @@ def field(record: Any, key: str, kind: type[Kind], at: str | Path) -> Kind:
     return value
 
 
+def _id(image: Any, key: str, at: str) -> int:
+    number = field(image, key, int, at)
+    if not -(2**63) <= number < 2**63:
+        raise UserError(f'{at}: "{key}" is {str(number)[:40]}, too long a number; give the image another')
+    return number
+
+
+def _caption(record: Any, key: str, at: str) -> str | None:
+    """None where a caption is null."""
+    return None if isinstance(record, dict) and record.get(key, "") is None else field(record, key, str, at)
+
+
 def _domain(image: Any, at: str) -> str | None:
     return field(image, "domain", str, at) if "domain" in image else None
 
 
-def texts(found: list[Any], at: str) -> tuple[str, ...]:
-    """Texts with their white space normalised (some of COCO's contain line breaks), without the empty ones."""
+class NotUtf8(ValueError):
+    """Says what a text is encoded in instead."""
+
+
+def decoded(data: bytes) -> str:
+    """Text in UTF-8, without the byte order mark that some programs begin it with.
+
+    Raises:
+        NotUtf8: it is in another encoding, or no text.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise NotUtf8("text in UTF-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise NotUtf8(f"something else from byte {error.start:,} on") from error
+
+
+def split_named(name: str) -> str | None:
+    """train, val or test, as data sets spell them ("validation", "val2014"); None for another split."""
+    match = re.fullmatch(r"(train|val|test)(20\d\d)?|(validation|valid)", name.strip().lower())
+    return match and (match[1] or "val")
+
+
+def texts(found: list[Any], at: str, left_out: LeftOut) -> tuple[str, ...]:
+    """Texts with their white space normalised (some of COCO's contain line breaks), without the empty ones.
+
+    A null counts as empty, and a byte order mark as nothing, wherever a program that joins files left it.
+    """
+    kept = []
     for text in found:
-        if not isinstance(text, str):
+        if text is not None and not isinstance(text, str):
             raise UserError(f"{at}: a caption should be a string, found {str(text)[:40]!r}")
-        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        if text and not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UserError(f"{at}: half a character in the caption {text[:40]!r}; write it anew")
-    return tuple(" ".join(text.split()) for text in found if text.strip())
+        if words := (text or "").replace("\ufeff", "").split():
+            kept.append(" ".join(words))
+        else:
+            left_out.add("captions that are empty or null", at)
+    return tuple(kept)
 
 
 def relative(file: Path, at: str) -> Path:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distcap.data.annotations import field, relative, texts
+from distcap.data.annotations import NotUtf8, decoded, field, relative, split_named, texts
+from distcap.data.left_out import LeftOut
 from distcap.types import UserError
 
 NAMES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
 """What a captions file is called that need not be named; the last two are those of Hugging Face's imagefolder."""
 TEXTS = ("text", "caption", "captions")
-SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def read_captions(path: Path) -> Iterator[Row]:
     """The rows of a captions file, in its order.
 
     A row has a "file_name"; a caption, or in JSONL a list of them, as "text", "caption" or "captions"; and possibly a
-    "split". What else it has is passed over.
+    "split". What else it has is passed over. Captions that are empty or null are left out, and counted.
 
     Args:
         path: NAME.jsonl, a JSON object a line, or NAME.csv, with a header.
@@ -61,16 +61,19 @@ def read_captions(path: Path) -> Iterator[Row]:
     """
     if path.suffix not in (".jsonl", ".csv"):
         raise UserError(f"{path} is no captions file; it should be called .jsonl or .csv")
+    left_out = LeftOut()
     for at, record in _jsonl(path) if path.suffix == ".jsonl" else _csv(path):
         captions: list[Any] = []
         for key in TEXTS:
-            if record.get(key) is not None:
-                captions += record[key] if isinstance(record[key], list) else [field(record, key, str, at)]
-        split = record.get("split")
-        if split is not None and (not isinstance(split, str) or split not in SPLITS):
-            raise UserError(f'{at}: "split" is {str(split)[:40]!r}; it should be one of {", ".join(SPLITS)}')
+            found = record.get(key, [])
+            captions += found if isinstance(found, list) else [found and field(record, key, str, at)]
+        told = record.get("split")
+        split = split_named(told) if isinstance(told, str) else None
+        if told is not None and split is None:
+            raise UserError(f'{at}: "split" is {str(told)[:40]!r}; it should be one of train, val, validation, test')
         file = relative(Path(field(record, "file_name", str, at)), at)
-        yield Row(at, file, texts(captions, at), None if split is None else SPLITS[split])
+        yield Row(at, file, texts(captions, at, left_out), split)
+    left_out.warn(path)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -80,9 +83,9 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(file, start=1):
                 at = f"{path}, line {number}"
                 try:
-                    yield at, line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise UserError(f"{at}: not text in UTF-8; save the file in that encoding") from error
+                    yield at, decoded(line)
+                except NotUtf8 as error:
+                    raise UserError(f"{at}: not text in UTF-8, but {error}; save the file in that encoding") from error
     except OSError as error:
         raise UserError(f"cannot read the captions file {path}: {error.strerror}") from error
 

@@ -10,9 +10,8 @@ from distcap.data.annotations import Entry
 from distcap.data.base import ImageData
 from distcap.data.captions import NAMES, Row, find_captions, read_captions
 from distcap.data.images import OnError, unreadable
+from distcap.data.listing import EXTENSIONS, PassedOver, images_in
 from distcap.types import UserError
-
-EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 class ImageFolder(ImageData):
@@ -23,7 +22,8 @@ class ImageFolder(ImageData):
     measured. An image keeps its id, a hash of its relative path, and its split, whatever is added to the folder.
 
     Args:
-        folder: Where the images are. Hidden files and files of other kinds are passed over.
+        folder: Where the images are. Links are followed, and each image is taken once. Hidden files are passed over;
+            so are files of other kinds, which are counted.
         captions: The captions file; by default the folder's captions.jsonl, captions.csv, metadata.jsonl or
             metadata.csv. Its rows have a "file_name", relative to the folder, a caption as "text", "caption" or
             "captions" (in JSONL a list of them, too; several rows of an image are added up), and possibly a "split":
@@ -88,6 +88,7 @@ class ImageFolder(ImageData):
         self.folder = Path(folder)
         self.captions = captions
         self.val, self.test = val, test
+        self._listed: list[Path] = []
 
     def _folder(self, split: str) -> Path:
         return self.folder
@@ -145,13 +146,19 @@ class ImageFolder(ImageData):
 
     def _list(self) -> list[Path]:
         """The images in the order of their relative paths."""
+        if self._listed:
+            return self._listed
         if not self.folder.is_dir():
             raise UserError(f"there is no folder {self.folder}. {self.hint}")
-        files = [file.relative_to(self.folder) for file in self.folder.rglob("*") if file.suffix.lower() in EXTENSIONS]
-        files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
-        if not files:
-            raise UserError(f"{self.folder} holds no images; looked for {', '.join(sorted(EXTENSIONS))}")
-        return sorted(files, key=lambda file: file.as_posix())
+        passed_over = PassedOver()
+        told = frozenset(self.folder / name for name in NAMES) | {Path(self.captions or "")}
+        self._listed = [one.path.relative_to(self.folder) for one in images_in(self.folder, passed_over, told)]
+        if not self._listed:
+            others = f"; passed over {passed_over}" if passed_over else ""
+            raise UserError(f"{self.folder} holds no images{others}; looked for {', '.join(sorted(EXTENSIONS))}")
+        if passed_over:
+            rank_zero_warn(f"passed over in {self.folder}: {passed_over}")
+        return self._listed
 
     def _unique(self, entries: list[Entry]) -> list[Entry]:
         files: dict[int, Path] = {}

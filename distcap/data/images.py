@@ -3,18 +3,18 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from distcap.data.annotations import Entry
+from distcap.pictures import open_picture
 from distcap.types import Batch, UserError
 
 OnError = Literal["raise", "skip"]
@@ -26,7 +26,7 @@ Collated = tuple[Batch | None, dict[int, str]]
 
 
 def decode(path: str | Path, size: int, data: bytes | None = None) -> Tensor:
-    """(3, size, size) uint8 RGB of an image file: upright, squashed to a square, antialiased, on white if transparent.
+    """(3, size, size) uint8 RGB of an image file, see `open_picture`, squashed to a square and antialiased.
 
     Args:
         path: The file.
@@ -36,17 +36,7 @@ def decode(path: str | Path, size: int, data: bytes | None = None) -> Tensor:
     Raises:
         UserError: The file cannot be read as an image.
     """
-    try:
-        with Image.open(path if data is None else BytesIO(data)) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            if image.mode.startswith("I;16"):  # convert() would clip its 65,536 greys to 256
-                image = image.point(lambda grey: grey / 256).convert("L")
-            image = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    except Exception as error:  # Pillow's decoders raise nearly anything on corrupt bytes
-        raise UserError(f"cannot read the image {path} ({type(error).__name__}: {error})".replace("\n", " ")) from error
+    image = open_picture(path, data).resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

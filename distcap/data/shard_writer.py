@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from distcap.data.coco import CocoCaptions
 from distcap.data.shard_index import IMAGES
+from distcap.pictures import open_picture
 from distcap.types import UserError
 
 
@@ -64,14 +65,11 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _image(path: Path) -> tuple[str, bytes]:
     """Extension and bytes of an image."""
-    from PIL import Image
-
     extension = path.suffix.lower().removeprefix(".")
-    try:
-        if extension in IMAGES:
+    if extension in IMAGES:
+        try:
             return extension, path.read_bytes()
-        with Image.open(path) as image:
-            image.save(found := BytesIO(), "PNG")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error}); mend it or take it out of the data set") from error
+        except OSError as error:
+            raise UserError(f"cannot read the image {path} ({error.strerror}); mend that, or take it out") from error
+    open_picture(path).save(found := BytesIO(), "PNG")
     return "png", found.getvalue()

@@ -7,24 +7,19 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from distcap import pictures
 from distcap.models.embeddings import EmbeddingStore
 from distcap.models.weights import load_open_clip, source_of
+from distcap.pictures import Picture, open_picture
 from distcap.types import UserError
 
 PROBE = (string.printable, "It's 2 cafés; a Dog's <porch>!", "one dog more " * 200)
 """What tokenizers of one vocabulary read differently: case, punctuation, accents, and more words than fit."""
-
-
-class Picture(Protocol):
-    """An image file, as a Path is one, or part of a larger file."""
-
-    def open(self, mode: Literal["rb"]) -> Any: ...
-    def stat(self) -> Any: ...
 
 
 class FrozenClip:
@@ -99,8 +94,9 @@ class FrozenClip:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes whenever an embedding would: with weights, preprocessing, tokenizer or prompt."""
+        """Changes whenever an embedding would: with weights, tokenizer, prompt, preprocessing, or pictures.VERSION."""
         digest = hashlib.sha256(f"{self.preprocess} {self.prompt}".encode())
+        digest.update(f"pictures {pictures.VERSION}".encode())
         digest.update(str(self.tokenizer(list(PROBE)).tolist()).encode())
         digest.update(json.dumps(_vocabulary(self.tokenizer), sort_keys=True).encode())
         for name, value in sorted(self.net.state_dict().items()):
@@ -172,10 +168,7 @@ def _vocabulary(tokenizer: Any) -> dict[str, int]:
 
 
 def _open(path: Picture, preprocess: Any) -> Tensor:
-    from PIL import Image
-
     try:
-        with path.open("rb") as file, Image.open(file) as image:
-            return preprocess(image.convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error}); mend it or take it out of the data set") from error
+        return preprocess(open_picture(path))
+    except UserError as error:
+        raise UserError(f"{error}; replace the file, or take it out of the data set") from error

@@ -15,6 +15,7 @@ from distcap.report.plots import curves, tradeoff
 from distcap.report.runs import BASELINE, OURS, Run, load_runs
 from distcap.report.tables import TABLES, page_table, table
 from distcap.report.template import template
+from distcap.types import UserError
 
 # The last rank of each shade of a rank's badge; "far" is what lies beyond.
 RANKS = {"first": 1, "near": 5, "middle": 10}
@@ -117,16 +118,15 @@ class Pictures:
         if file not in self._seen:
             try:
                 self._seen[file] = self._read(file)
-            except (OSError, ValueError):
+            except UserError:
                 self._seen[file] = None
                 self.missing.append(file)
         return self._seen[file]
 
     def _read(self, file: str) -> dict[str, Any]:
-        from PIL import Image, ImageOps
+        from distcap.pictures import open_picture
 
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+        image = open_picture(file)
         image.thumbnail((self.size, self.size))
         kind = "png" if max(image.size) <= 128 else "jpeg"  # JPEG smears drawings of a few pixels and saves nothing
         buffer = io.BytesIO()

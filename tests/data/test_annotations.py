@@ -161,3 +161,57 @@ def test_addresses_are_read_by_file_name(write_json):
 )
 def test_images_without_a_proper_name_or_address_are_refused(write_json, record, message):
     assert message in complaint(read_addresses, write_json("n.json", {"images": [record]}))
+
+
+# What is left out is counted and named.
+
+
+def test_null_and_empty_captions_are_none_and_are_counted(write_json):
+    sentences = [{"raw": None}, {"raw": "a dog"}, {"raw": " \n"}, {"raw": "\ufeff"}]
+    path = write_json("k.json", {"images": [image(sentences=sentences)]})
+    with pytest.warns(
+        UserWarning, match=r"left out of .*k\.json: 3 captions that are empty or null, the first: .*id 7"
+    ):
+        assert read_karpathy(path)[0].captions == ("a dog",)
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [{"image_id": 1, "caption": None}, {"image_id": 1, "caption": "a dog"}],
+    }
+    with pytest.warns(UserWarning, match=r"1 captions that are empty or null"):
+        assert read_coco(write_json("c.json", document), "val")[0].captions == ("a dog",)
+
+
+@pytest.mark.parametrize(
+    ("told", "split"),
+    [("validation", "val"), ("valid", "val"), ("val2014", "val"), ("train2017", "train"), ("Test", "test")],
+)
+def test_splits_are_known_by_the_names_that_data_sets_give_them(write_json, told, split):
+    assert [entry.split for entry in read_karpathy(write_json("k.json", {"images": [image(split=told)]}))] == [split]
+
+
+def test_images_of_an_unknown_split_are_counted(write_json):
+    path = write_json("k.json", {"images": [image(), image(cocoid=8, split="spare"), image(cocoid=9, split="spare")]})
+    with pytest.warns(UserWarning, match=r"2 images of the split 'spare', which is none of train, val and test, the"):
+        read_karpathy(path)
+
+
+# Encodings and other formats.
+
+
+def test_a_byte_order_mark_does_no_harm(write_json, tmp_path):
+    path = write_json("k.json", {"images": [image(sentences=[{"raw": "\ufeffa \ufeffdog"}])]})
+    (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + Path(path).read_bytes())
+    assert read_karpathy(tmp_path / "bom.json")[0].captions == ("a dog",)
+    (tmp_path / "bom16.json").write_bytes(Path(path).read_text().encode("utf-16"))
+    assert "is not a JSON file in UTF-8, but text in UTF-16" in complaint(read_karpathy, tmp_path / "bom16.json")
+
+
+def test_blips_list_of_captions_is_recognised(write_json):
+    path = write_json("coco_karpathy_train.json", [{"caption": "a dog", "image": "a.jpg", "image_id": "coco_7"}])
+    assert "found a list, as BLIP's coco_karpathy_train.json is one; name" in complaint(read_karpathy, path)
+
+
+@pytest.mark.parametrize("number", ["1" * 30, "1" * 5000])
+def test_a_number_that_is_too_long_is_one_line(tmp_path, number):
+    (tmp_path / "k.json").write_text(f'{{"images": [{{"id": {number}, "file_name": "a.jpg"}}]}}')
+    assert "k.json" in complaint(read_coco, tmp_path / "k.json", "val")

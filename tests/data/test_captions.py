@@ -86,3 +86,29 @@ def test_what_is_wrong_is_one_line_with_its_place(tmp_path, name, text, said):
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the captions file .*c\.jsonl: No such file"):
         list(read_captions(tmp_path / "c.jsonl"))
+
+
+def test_null_and_empty_captions_are_none_and_are_counted(tmp_path):
+    text = """{"file_name": "1.png", "caption": null}
+{"file_name": "2.png", "captions": ["a dog", null, " "]}
+"""
+    with pytest.warns(
+        UserWarning, match=r"left out of .*c\.jsonl: 3 captions that are empty or null, the first: .*ne 1"
+    ):
+        assert [row.captions for row in rows(tmp_path / "c.jsonl", text)] == [(), ("a dog",)]
+
+
+def test_byte_order_marks_of_files_that_were_joined_do_no_harm(tmp_path):
+    line = b'\xef\xbb\xbf{"file_name": "1.png", "text": "\xef\xbb\xbfa dog"}\n'
+    assert [row.captions for row in rows(tmp_path / "c.jsonl", line * 2)] == [("a dog",), ("a dog",)]
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.csv"])
+def test_text_in_utf_16_is_one_clear_line(tmp_path, name):
+    with pytest.raises(UserError, match=r"line 1: not text in UTF-8, but text in UTF-16; save the file in that encod"):
+        rows(tmp_path / name, (HEADER if name == "c.csv" else GOOD).encode("utf-16"))
+
+
+@pytest.mark.parametrize(("told", "split"), [("valid", "val"), ("val2014", "val"), ("Train", "train")])
+def test_splits_are_known_by_the_names_that_data_sets_give_them(tmp_path, told, split):
+    assert rows(tmp_path / "c.csv", f"file_name,split\n1.png,{told}\n")[0].split == split

@@ -1,5 +1,6 @@
 """A folder of one's own images: what it yields with captions and without, and what stays the same when it grows."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from distcap.data import ImageFolder
+from distcap.data.given import given_images
 from distcap.types import UserError
 
 
@@ -67,6 +69,29 @@ def files(data: ImageFolder, split: str) -> list[str]:
 
 def test_predict_takes_every_image_in_the_order_of_its_relative_path(photos):
     assert files(build(photos), "predict") == ["a/c.png", "a/z.JPG", "b.png"]
+
+
+def test_predict_fit_and_caption_agree_on_the_images_behind_links(photos, tmp_path):
+    """Each once, though loops lead back and a second name leads to one of them."""
+    paint(tmp_path / "far" / "away.png")
+    (photos / "more").symlink_to(tmp_path / "far")
+    (photos / "a" / "loop").symlink_to("..")
+    (photos / "again.png").symlink_to("b.png")
+    expected = ["a/c.png", "a/z.JPG", "b.png", "more/away.png"]
+    data = build(photos, val=0.0, test=0.0)
+    with pytest.warns(UserWarning, match="2 second names of what is listed already, the first: ") as told:
+        assert files(data, "predict") == expected
+    assert files(data, "train") == expected
+    assert [path.relative_to(photos).as_posix() for path in given_images([str(photos)])[0]] == expected
+    assert len(told) == 1
+    assert "1 files of other kinds (.txt 1), the first: " in str(told[0].message)
+
+
+def test_a_captions_file_is_no_file_of_another_kind(captioned):
+    (captioned / "notes.txt").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(files(build(captioned), "predict")) == 3
 
 
 def test_an_image_keeps_its_id_when_others_come_and_when_captions_do(photos):

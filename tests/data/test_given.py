@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distcap.data.given import given_images, told
+from distcap.data.given import given_images
 from distcap.types import UserError
 
 FILES = (
@@ -40,8 +40,9 @@ def test_of_a_folder_the_images_are_taken_in_the_order_of_their_paths() -> None:
 
 def test_files_of_other_kinds_are_passed_over_and_counted_and_hidden_ones_are_not_there() -> None:
     passed_over = given_images(["."])[1]
-    assert passed_over == Counter({".heic": 1, ".txt": 1, "no extension": 1})
-    assert told(passed_over).startswith("3 files of other kinds (")
+    assert passed_over.kinds == Counter({".heic": 1, ".txt": 1, "no extension": 1})
+    assert str(passed_over).startswith("3 files of other kinds (")
+    assert str(passed_over).endswith("), the first: c")
 
 
 def test_files_of_one_name_in_two_folders_are_two() -> None:
@@ -64,6 +65,45 @@ def test_patterns_are_matched_and_two_stars_match_folders() -> None:
 def test_a_file_that_is_called_like_a_pattern_is_that_file(here: Path) -> None:
     (here / "[c]").touch()
     assert names("[c]") == ["[c]"]
+
+
+def test_folders_behind_links_are_read_and_loops_end(here: Path) -> None:
+    """Two links in a folder, each back to it, would double what is found with every step."""
+    (here / "elsewhere").mkdir()
+    (here / "elsewhere" / "far.png").touch()
+    (here / "a" / "more").symlink_to(here / "elsewhere")
+    for loop in ("again", "and_again"):
+        (here / "a" / loop).symlink_to(here / "a")
+        (here / "elsewhere" / loop).symlink_to("..")
+    assert names("a") == [
+        "a/deep/er.png",
+        "a/more/again/b/photo.JPG",
+        "a/more/far.png",
+        "a/photo.jpg",
+    ]
+    assert names("a/**/*.png") == ["a/deep/er.png", "a/more/far.png"]
+
+
+def test_of_two_names_of_an_image_one_counts_and_the_other_is_named(here: Path) -> None:
+    (here / "a" / "first.jpg").symlink_to("photo.jpg")
+    (here / "a" / "twin").symlink_to("deep")
+    images, passed_over = given_images(["a", "b/photo.JPG"])
+    assert list(map(str, images)) == ["a/deep/er.png", "a/photo.jpg", "b/photo.JPG"]
+    assert "2 second names of what is listed already, the first: a/twin of a/deep" in str(passed_over)
+    (here / "c.jpg").symlink_to("b/photo.JPG")
+    assert names("c.jpg", "b") == ["c.jpg"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def refuse(path: Path) -> object:  # the superuser, who may run this test, reads everything
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert "1 folders that cannot be read, the first: a/deep (Permission denied)" in str(given_images(["a"])[1])
 
 
 def test_a_link_that_leads_nowhere_is_kept_to_be_reported_later(here: Path) -> None:

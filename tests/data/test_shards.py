@@ -1,9 +1,13 @@
 """Collections in tar files: every sample is dealt once, in an order that an interruption does not change."""
 
+import gzip
 import io
 import json
+import sqlite3
 import tarfile
+import warnings
 from collections import Counter
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,17 +188,112 @@ def test_captions_are_lines_of_a_text_or_strings_of_json(tmp_path: Path) -> None
     assert {one.member.key: one.captions for one in found} == expected
 
 
-def test_incomplete_samples_and_other_members_are_passed_over(tmp_path: Path) -> None:
-    members = {"a.jpg": b"", "b.txt": b"no image", "c.jpg": b"", "c.txt": b" ", "d.png": b"", "d.txt": b"whole"}
-    found = indexed(tmp_path, {**members, "d.pkl": b"code", "d.pyd": b"code", "e": b""})
-    assert [one.member.key for one in found] == ["d"]
+def test_what_img2dataset_writes_is_a_caption_in_a_text_and_metadata_in_json(tmp_path: Path) -> None:
+    """Of a caption that was null, it writes an empty text and a null; and what it says of an image may be anything."""
+    members = {
+        **{"a.jpg": b"1", "a.txt": b"a dog", "a.json": b'{"caption": "A DOG", "status": "success", "exif": "{}"}'},
+        **{"b.jpg": b"1", "b.json": b'{"caption": "not this", "url": null}', "b.txt": b"\xef\xbb\xbfa cat\n\na puss"},
+        **{"c.jpg": b"1", "c.txt": b"", "c.json": b'{"caption": null}'},
+        **{"d.jpg": b"1", "d.json": b"{ no json", "d.txt": b"a cow"},
+        **{"e.jpg": b"1", "e.json": b'{"caption": null, "key": "e"}'},
+        **{"f.jpg": b"1", "f.json": b'\xef\xbb\xbf{"captions": ["a", null]}'},
+    }
+    with pytest.warns(UserWarning, match="2 images without a caption, the first: ") as told:
+        found = {one.member.key: one.captions for one in indexed(tmp_path, members)}
+    assert found == {"a": ["a dog"], "b": ["a cat", "a puss"], "d": ["a cow"], "f": ["a"]}
+    assert "1 captions that are empty or null, the first: " in str(told[0].message)
+
+
+def test_what_cannot_be_used_is_counted_and_named_whenever_the_index_is_opened(tmp_path: Path) -> None:
+    members = {
+        **{"a.jpg": b"", "b.txt": b"no image", "c.jpg": b"", "c.txt": b" ", "d.png": b"", "d.txt": b"whole"},
+        **{"d.pkl": b"code", "d.pyd": b"code", "e": b"", "f.gif": b"", "f.txt": b"moves", "d.jpg": b"twice"},
+    }
+    index = ShardIndex([str(write_tar(tmp_path / "0.tar", members))], tmp_path / "index.sqlite")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="left out of ") as told:
+            index.build()
+        assert len(told) == 1
+        line = str(told[0].message)
+        assert "1 images of other kinds than jpg, jpeg, png, webp, the first: " in line
+        assert f"2 images without a caption, the first: {tmp_path}/0.tar/a" in line
+        assert f"1 captions without an image, the first: {tmp_path}/0.tar/b" in line
+        assert f"1 second images of a key, the first: {tmp_path}/0.tar: d.jpg" in line
+        assert [one.member.key for one in index] == ["d"]
+
+
+def test_nothing_is_said_where_nothing_is_left_out(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(indexed(tmp_path, sample(1)))) == 1
+
+
+def header(size: bytes, kind: bytes = b"0", name: bytes = b"b.jpg") -> bytes:
+    """A tar header by hand, with any size."""
+    block = bytearray(name.ljust(100, b"\0") + b"0000644\0" * 3 + size.ljust(12, b"\0") + b"0" * 11 + b"\0")
+    block += b" " * 8 + kind + bytes(100) + b"ustar\x0000" + bytes(247)
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+NEGATIVE = b"\xff" * 9 + b"\xff\xfe\x00"
+HUGE = b"\x80" + (2**40).to_bytes(11, "big")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (header(NEGATIVE), "a size of -512 bytes"),
+        (header(NEGATIVE, b"x"), "a size of -512 bytes"),
+        (header(HUGE, b"x"), "a size of 1,099,511,627,776 bytes"),
+        (header(HUGE, b"g"), "a size of 1,099,511,627,776 bytes"),
+        (header(HUGE, b"L"), "a size of 1,099,511,627,776 bytes"),
+        (header(HUGE), "has 1,099,511,627,776 bytes, more than images may have"),
+        (header(b"00000000014", b"x") + b"12 size=-512\n".ljust(512, b"\0") + header(b"0"), "shard"),
+        (b"no header at all".ljust(1024), "the header at byte 1,024 is damaged"),
+        (header(b"00000000000", b"x") * 3000, "cannot read the shard"),
+    ],
+)
+def test_a_malicious_header_ends_in_one_line_and_no_time(tmp_path: Path, more: bytes, message: str) -> None:
+    (tmp_path / "0.tar").write_bytes(write_tar(tmp_path / "w.tar", {"a.txt": b"a dog"}).read_bytes()[:1024] + more)
+    with pytest.raises(UserError, match=message) as error:
+        ShardIndex([str(tmp_path / "0.tar")], tmp_path / "index.sqlite").build()
+    assert "\n" not in str(error.value)
+
+
+def test_a_compressed_shard_is_one_line(tmp_path: Path) -> None:
+    plain = write_tar(tmp_path / "plain.tar", sample(1)).read_bytes()
+    (tmp_path / "0.tar").write_bytes(gzip.compress(plain))
+    with pytest.raises(UserError, match="it is compressed with gzip"):
+        ShardIndex([str(tmp_path / "0.tar")], tmp_path / "index.sqlite").build()
+
+
+@pytest.mark.parametrize("damage", ["text", "cut", "layout"])
+def test_a_damaged_index_is_made_again(tmp_path: Path, damage: str) -> None:
+    index = indexed(tmp_path, {key: data for number in range(50) for key, data in sample(number).items()})
+    whole = [one[0] for one in index]
+    if damage == "layout":
+        with closing(sqlite3.connect(index.file)) as database:
+            database.executescript("pragma user_version = 0; drop table shards; create table shards (name text)")
+    else:
+        data = index.file.read_bytes()
+        index.file.write_bytes(b"nothing of the kind" * 99 if damage == "text" else data[: len(data) // 2])
+    with pytest.warns(UserWarning, match="is damaged, or of another version: it is made again"):
+        index.build()
+    assert [one[0] for one in index] == whole
+
+
+def test_an_index_that_is_damaged_later_is_one_line(tmp_path: Path) -> None:
+    index = indexed(tmp_path, sample(1))
+    index.file.write_bytes(b"nothing of the kind" * 99)
+    with pytest.raises(UserError, match=r"index\.sqlite cannot be used \(.*\); delete the file"):
+        index.counts()
 
 
 @pytest.mark.parametrize(
     ("members", "message"),
     [
         ({"a.jpg": b"1", "a.txt": b"x" * (2**20 + 1)}, r"a\.txt has 1,048,577 bytes, more than texts may have"),
-        ({"a.jpg": b"1", "a.png": b"2"}, "two images of the key a"),
         ({"a.json": b'{"caption": 3}'}, r"a\.json: expected"),
         ({"a.json": b"{"}, r"a\.json is not JSON"),
         ({"a.txt": b"\xff"}, r"a\.txt is not UTF-8"),

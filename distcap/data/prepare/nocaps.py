@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from distcap.data.annotations import Entry, read_addresses, read_coco
 from distcap.data.download import download
 from distcap.data.prepare.images import absent, link, require_images, tell
 from distcap.data.prepare.published import Published
+from distcap.pictures import open_picture
 from distcap.types import UserError
 
 # Linked from https://nocaps.org/download. No checksum of it is published: its syntax and its counts are checked.
@@ -87,8 +87,4 @@ def fetch_images(entries: Sequence[Entry], folder: Path, addresses: dict[Path, s
 
 def require_image(file: Path) -> None:
     """Raise a UserError if a file is no image, as where a server sends a page of excuses."""
-    try:
-        with Image.open(file) as image:
-            image.verify()
-    except Exception as error:  # Pillow's decoders raise nearly anything on corrupt bytes
-        raise UserError(f"{file} is no image ({type(error).__name__})") from error
+    open_picture(file)
