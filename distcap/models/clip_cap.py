@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distcap.checks import at_least
 from distcap.models.clip import FrozenClip
 from distcap.models.prefix import PrefixCaptioner
 from distcap.types import UserError
@@ -41,6 +42,7 @@ class ClipCap(PrefixCaptioner):
         freeze_encoder: bool = True,
         **kwargs: Any,
     ) -> None:
+        at_least("--model.captioner.prefix", prefix, 1)
         super().__init__(init_from, freeze_encoder=freeze_encoder, **kwargs)
         self._trained = init_from is not None
         if init_from is None:

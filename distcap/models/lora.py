@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from distcap.checks import above, at_least, share
 from distcap.types import UserError
 
 
@@ -22,7 +23,7 @@ class Lora:
         base: precision in which the frozen weights are kept; adapters are float32.
 
     Raises:
-        UserError: when added to a model that has no layers of these names.
+        UserError: a number is out of range; or, when added to a model, it has no layers of these names.
     """
 
     targets: list[str]
@@ -30,6 +31,13 @@ class Lora:
     alpha: float = 32.0
     dropout: float = 0.0
     base: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.targets or not all(isinstance(target, str) and target for target in self.targets):
+            raise UserError(f"lora.targets is {self.targets}; it takes names of layers, e.g. [q_proj, v_proj]")
+        at_least("lora.r", self.r, 1)
+        above("lora.alpha", self.alpha, 0)
+        share("lora.dropout", self.dropout, one=False)
 
     def add_to(self, model: nn.Module) -> None:
         """Put adapters into the model, which does not change what it says: B starts at zero."""
