@@ -75,16 +75,15 @@ class Captioner(nn.Module, ABC):
     """What it does, in the words of the Hugging Face hub."""
     max_tokens: int | None = None
     """Ground-truth captions are cut after so many tokens, end token included; None for never."""
+    image_size: int | None = None
+    """Side of the square images that the captioner sees; None for any."""
+    longest: int | None = None
+    """Tokens of the longest caption that the network has positions for, end token included; None for any."""
 
     @property
     def trained(self) -> bool:
         """False for a captioner that has no weights of its own yet."""
         return True
-
-    @property
-    def longest(self) -> int | None:
-        """Tokens of the longest caption that the network has positions for, end token included; None for any."""
-        return None
 
     def allow(self, name: str, tokens: int) -> None:
         """Raises UserError where an argument of this name asks for captions that are longer than the longest."""

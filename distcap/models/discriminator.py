@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from distcap.checks import at_least
+from distcap.models.loading import as_data, check_finite
 from distcap.types import UserError
 
 
@@ -79,6 +80,11 @@ class Discriminator(nn.Module):
                 f"{init_from}: no discriminator there; train it first with distcap fit --config discriminator.yaml "
                 "or grammar.yaml (demo/discriminator.yaml, demo/grammar.yaml for the embedded benchmark)"
             )
-        discriminator = cls(**json.loads((folder / "config.json").read_text()))
-        discriminator.load_state_dict(load_file(folder / "model.safetensors"))
+        with as_data(f"discriminator {folder}"):
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if not isinstance(config, dict) or config.keys() | {"images"} != {"width", "hidden", "images"}:
+                raise ValueError("its config.json is not a discriminator's")
+            discriminator = cls(**config)
+            discriminator.load_state_dict(load_file(folder / "model.safetensors"))
+            check_finite(discriminator)
         return discriminator
