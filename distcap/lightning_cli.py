@@ -18,6 +18,7 @@ from distcap.callbacks import Dashboard, Predictions
 from distcap.cli import STAGE_COMMANDS
 from distcap.data import CocoCaptions, ImageFolder
 from distcap.shipped import configs_folder
+from distcap.stages.base import Stage
 from distcap.types import UserError
 
 ON_DISK: dict[str, type[CocoCaptions | ImageFolder]] = {
@@ -119,6 +120,8 @@ class DistcapCLI(LightningCLI):
             while cause is not None and not isinstance(cause, UserError):
                 cause = cause.__cause__ or cause.__context__
             raise cause or error from None
+        if isinstance(self.model, Stage):  # now, rather than when the data are indexed
+            self.model.show_to_model(self.datamodule)
 
     def after_fit(self) -> None:
         if self.config.fit.test_after_fit and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]

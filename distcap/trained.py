@@ -17,7 +17,7 @@ from distcap.models import Captioner, FrozenClip
 from distcap.types import UserError
 
 IMAGE_SIZE = 224
-"""Of the pixels that a captioner sees, where no config tells it."""
+"""Of the pixels that a captioner sees, where neither it nor a config tells."""
 
 
 def load_captioner(source: str, *, family: str = "VisionEncoderDecoder", trust: bool = False) -> Captioner:
@@ -69,10 +69,12 @@ def trained_from(run: str) -> str | None:
     return None if init_from is None else str(init_from)
 
 
-def image_size(source: str) -> int:
-    """Height and width of the pixels that a source's captioner was trained on."""
+def image_size(captioner: Captioner, source: str) -> int:
+    """Height and width of the pixels that a source's captioner sees: by itself, or else by the data it learnt from."""
+    if captioner.image_size is not None:
+        return captioner.image_size
     found = _at(read_config(source), "data", "init_args", "image_size") if is_run(source) else None
-    return found if isinstance(found, int) else IMAGE_SIZE
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else IMAGE_SIZE
 
 
 def is_run(source: str) -> bool:

@@ -153,7 +153,7 @@ def test_images_of_the_wrong_size_end_in_one_line(capsys: pytest.CaptureFixture[
         main(["fit", "--config", "demo/mle.yaml", *args, "--trainer.enable_progress_bar=false"])
     assert stop.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "distcap: the captioner sees images of 64 pixels, got 48; set --data.image_size=64"
+    assert last == "distcap: the model sees images of 64 pixels, got 48; set --data.image_size=64, or leave it out"
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])

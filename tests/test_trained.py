@@ -34,8 +34,9 @@ def test_the_captioner_of_a_run_is_its_last_frozen(tmp_path: Path) -> None:
 
 def test_a_run_of_the_command_line_is_read_as_it_was_written(workshop: Path) -> None:
     with contextlib.chdir(workshop):
-        assert isinstance(load_captioner("runs/demo/mle"), VisionEncoderDecoder)
-        assert image_size("runs/demo/mle") == 64
+        captioner = load_captioner("runs/demo/mle")
+        assert isinstance(captioner, VisionEncoderDecoder)
+        assert image_size(captioner, "runs/demo/mle") == 64
         assert reward_clip("runs/demo/mle").model == "runs/demo/clip"  # that of its evaluation
         assert trained_from("runs/demo/mle") is None
 

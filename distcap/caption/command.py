@@ -61,7 +61,7 @@ def caption_images(
         chooser.to(device)  # one that cannot be loaded should say so now
     if passed_over:
         _say(f"passed over {passed_over}")
-    size = image_size(run)
+    size = image_size(captioner, run)
     recipe = {"run": run, "weights": _weights(run), "image_size": size, "batch_size": batch_size, "seed": seed}
     unfinished = Unfinished(out.unfinished, {**recipe, "sampler": asdict(sampler)})
     try:

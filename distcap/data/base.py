@@ -10,8 +10,9 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from distcap.checks import at_least
 from distcap.data.annotations import Entry
-from distcap.data.images import ImageDataset, ImageLoader, OnError, loader
+from distcap.data.images import IMAGE_SIZE, ImageDataset, ImageLoader, OnError, loader, seen
 from distcap.data.sampler import EpochSampler
 from distcap.types import UserError
 
@@ -38,7 +39,7 @@ class ImageData(LightningDataModule, ABC):
     Args:
         name: What messages call the data set.
         cache_dir: Where embeddings of this data set are stored.
-        image_size: Height and width of the pixels that the captioner sees.
+        image_size: Height and width of the pixels; by default what the captioner, or the CLIP that learns, sees.
         batch_size: Images of a training batch, in each process.
         eval_batch_size: Images of a validation, test or prediction batch; by default batch_size.
         num_workers: Processes that decode images, for each split.
@@ -50,6 +51,8 @@ class ImageData(LightningDataModule, ABC):
         group_size: Images of a group of look-alikes, which are in one training batch.
     """
 
+    fallback: ClassVar[int] = IMAGE_SIZE
+    """Height and width of the pixels where neither a model nor the user says."""
     hint: ClassVar[str]
     """How to get the data, for whoever does not have it."""
     split_hint: ClassVar[str] = "add some, this stage reads them"
@@ -62,7 +65,7 @@ class ImageData(LightningDataModule, ABC):
         name: str,
         cache_dir: Path,
         *,
-        image_size: int,
+        image_size: int | None,
         batch_size: int,
         eval_batch_size: int | None,
         num_workers: int,
@@ -77,6 +80,8 @@ class ImageData(LightningDataModule, ABC):
             raise UserError(f"--data.group_size is {group_size}; it takes 1, for no groups of look-alikes, or more")
         self.name: str = name
         self.cache_dir = cache_dir
+        if image_size is not None:
+            at_least("--data.image_size", image_size, 1)
         self.image_size = image_size
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -120,8 +125,16 @@ class ImageData(LightningDataModule, ABC):
         if split not in self._datasets:
             entries = self._find(split)
             paths = [self.path(entry) for entry in entries]
-            self._datasets[split] = ImageDataset(entries, paths, self.image_size, self.on_error)
+            self._datasets[split] = ImageDataset(entries, paths, self.image_size or self.fallback, self.on_error)
         return self._datasets[split]
+
+    def see(self, side: int) -> None:
+        """Make the pixels that a model of images of this side sees.
+
+        Raises:
+            UserError: image_size says otherwise.
+        """
+        self.image_size = seen(self.image_size, side)
 
     @property
     def neighbours_needed(self) -> int:
@@ -190,6 +203,7 @@ class ImageData(LightningDataModule, ABC):
 
     def _loader(self, split: str, batch_size: int, **kwargs: object) -> ImageLoader:
         dataset = self.dataset(split)
+        dataset.size = self.image_size or self.fallback
         if self.cache:
             dataset.keep_in_memory(self.num_workers, f"decoding {split}")
         # From memory, a batch costs less than its way from a worker.

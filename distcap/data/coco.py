@@ -21,7 +21,7 @@ class CocoCaptions(ImageData):
             {train: captions_train2017.json, val: captions_val2017.json, test: ...}.
         images: The folder that file names are relative to, or one folder for each split.
         restval: Karpathy's "restval" images belong to train, or are dropped.
-        image_size: Height and width of the pixels that the captioner sees.
+        image_size: Height and width of the pixels; by default what the captioner, or the CLIP that learns, sees.
         batch_size: Images of a training batch, in each process.
         eval_batch_size: Images of a validation, test or prediction batch; by default batch_size.
         num_workers: Processes that decode images, for each split.
@@ -50,7 +50,7 @@ class CocoCaptions(ImageData):
         annotations: str | dict[str, str],
         images: str | dict[str, str],
         restval: Restval = "train",
-        image_size: int = 224,
+        image_size: int | None = None,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         num_workers: int = 4,

@@ -31,7 +31,7 @@ class ImageFolder(ImageData):
         val: Share of the images that form val, where the captions file tells no splits: a hash of the relative path and
             the seed decides.
         test: Share of the images that form test, likewise.
-        image_size: Height and width of the pixels that the captioner sees.
+        image_size: Height and width of the pixels; by default what the captioner, or the CLIP that learns, sees.
         batch_size: Images of a training batch, in each process.
         eval_batch_size: Images of a validation, test or prediction batch; by default batch_size.
         num_workers: Processes that decode images, for each split.
@@ -59,7 +59,7 @@ class ImageFolder(ImageData):
         captions: str | None = None,
         val: float = 0.1,
         test: float = 0.1,
-        image_size: int = 224,
+        image_size: int | None = None,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         num_workers: int = 4,

@@ -18,6 +18,8 @@ from distcap.pictures import open_picture
 from distcap.types import Batch, UserError
 
 OnError = Literal["raise", "skip"]
+IMAGE_SIZE = 224
+"""Of pixels that no model looks at, or one of any size."""
 REMEDY = "replace the file, or leave such images out with --data.on_error skip"
 
 
@@ -38,6 +40,15 @@ def decode(path: str | Path, size: int, data: bytes | None = None) -> Tensor:
     """
     image = open_picture(path, data).resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def seen(told: int | None, side: int) -> int:
+    """The side of the images that data and model agree on. Raises UserError if the data were told another."""
+    if told not in (None, side):
+        raise UserError(
+            f"the model sees images of {side} pixels, got {told}; set --data.image_size={side}, or leave it out"
+        )
+    return side
 
 
 def unreadable(paths: Sequence[Path], title: str) -> set[Path]:

@@ -31,13 +31,15 @@ class Scenes(CocoCaptions):
         val: number of validation pictures.
         test: number of test pictures.
         lookalikes: share of the pictures that come in groups of look-alikes.
-        image_size: side of the square pixels handed to the models.
+        image_size: side of the square pixels; by default what the captioner, or the CLIP that learns, sees.
         batch_size: pictures in a training batch.
         seed: paints the benchmark and shuffles the training batches.
         num_workers: loader processes; none is fastest for a benchmark that is kept in memory.
         limit: only the first so many pictures of each split.
         group_size: pictures of a group that a CLIP finds alike, which are in one training batch; 1 for no groups.
     """
+
+    fallback = 64  # as they are painted
 
     def __init__(
         self,
@@ -47,7 +49,7 @@ class Scenes(CocoCaptions):
         val: int = 200,
         test: int = 500,
         lookalikes: float = 0.5,
-        image_size: int = 64,
+        image_size: int | None = None,
         batch_size: int = 100,
         seed: int = 0,
         num_workers: int = 0,

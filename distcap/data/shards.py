@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from lightning import LightningDataModule, Trainer
 
+from distcap.checks import at_least
 from distcap.data.annotations import Entry
 from distcap.data.base import SPLITS
 from distcap.data.coco import CocoCaptions
-from distcap.data.images import ImageLoader, OnError
+from distcap.data.images import IMAGE_SIZE, ImageLoader, OnError, seen
 from distcap.data.shard_index import Member, References, ShardIndex
 from distcap.data.shard_stream import ShardStream, entry
 from distcap.types import UserError
@@ -53,7 +54,7 @@ class Shards(LightningDataModule):
         shards: paths or URLs that fsspec opens (https, s3, hf, ...; not pipes), with braces: "data/{00000..00331}.tar".
         evaluation: the data set of val, test and predict, in files.
         cache_dir: where index and embeddings are kept; by default `.distcap`, next to local shards.
-        image_size: height and width of the pixels that the captioner sees.
+        image_size: height and width of the pixels; by default what the captioner, or the CLIP that learns, sees.
         batch_size: images of a training batch, in each process.
         num_workers: processes that read and decode.
         seed: of the order of shards and samples.
@@ -70,7 +71,7 @@ class Shards(LightningDataModule):
         shards: str | list[str],
         evaluation: CocoCaptions,
         cache_dir: str | None = None,
-        image_size: int = 224,
+        image_size: int | None = None,
         batch_size: int = 32,
         num_workers: int = 4,
         seed: int = 0,
@@ -84,6 +85,8 @@ class Shards(LightningDataModule):
                 f"--data.group_size is {group_size}, but shards are streamed, and look-alikes are where they are; "
                 "leave it at 1, or unpack the images and use CocoCaptions"
             )
+        if image_size is not None:
+            at_least("--data.image_size", image_size, 1)
         self.evaluation = evaluation
         self.image_size = image_size
         self.batch_size = batch_size
@@ -98,6 +101,11 @@ class Shards(LightningDataModule):
             )
         self.cache_dir = Path(cache_dir) if cache_dir else Path(urls[0]).parent / ".distcap"
         self.index = ShardIndex(urls, self.cache_dir / "shards.sqlite")
+
+    def see(self, side: int) -> None:
+        """See ImageData.see."""
+        self.image_size = seen(self.image_size, side)
+        self.evaluation.see(side)
 
     def prepare_data(self) -> None:
         self.evaluation.prepare_data()
@@ -126,7 +134,14 @@ class Shards(LightningDataModule):
     def train_dataloader(self) -> ShardLoader:
         processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         stream = ShardStream(
-            self.index, self.image_size, self.batch_size, self.seed, self.buffer, self.on_error, rank, processes
+            self.index,
+            self.image_size or IMAGE_SIZE,
+            self.batch_size,
+            self.seed,
+            self.buffer,
+            self.on_error,
+            rank,
+            processes,
         )
         if not stream.batches:
             raise UserError(

@@ -81,10 +81,10 @@ class Comparison:
         if clip is None:
             raise UserError(f"{run}: its config.yaml names no CLIP that could tell which image a caption finds")
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        speakers = [
-            Speaker(f"{what} ({Path(source).name})", load_captioner(source, trust=trust).to(device), image_size(source))
-            for what, source in (("MLE", before), ("Distinctive", run))
-        ]
+        speakers = []
+        for what, source in (("MLE", before), ("Distinctive", run)):
+            captioner = load_captioner(source, trust=trust).to(device)
+            speakers.append(Speaker(f"{what} ({Path(source).name})", captioner, image_size(captioner, source)))
         return cls(speakers, clip.to(device))
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from distcap.models.hugging_face import HuggingFaceCaptioner
+from distcap.models.loading import SAFE, network, square
 
 
 class Blip(HuggingFaceCaptioner):
@@ -26,8 +27,8 @@ class Blip(HuggingFaceCaptioner):
     def read(self, name: str) -> Any:
         from transformers import AutoProcessor, BlipForConditionalGeneration
 
-        model = BlipForConditionalGeneration.from_pretrained(name, dtype=self.dtype)
-        self.processor = AutoProcessor.from_pretrained(name)
+        model = network(BlipForConditionalGeneration, name, self.dtype)
+        self.processor = AutoProcessor.from_pretrained(name, **SAFE)
         self.tokenizer, self.image_processor = self.processor.tokenizer, self.processor.image_processor
         return model
 
@@ -41,7 +42,7 @@ class Blip(HuggingFaceCaptioner):
 
     @property
     def image_size(self) -> int:
-        return self.model.config.vision_config.image_size
+        return square(self.model.config.vision_config.image_size)
 
     def special_tokens(self) -> tuple[int, int]:
         config = self.model.config.text_config

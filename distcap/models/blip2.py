@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from distcap.models.captioner import Sampler
+from distcap.models.loading import SAFE, network, square
 from distcap.models.prefix import PrefixCaptioner
 from distcap.types import UserError
 
@@ -37,10 +38,10 @@ class Blip2(PrefixCaptioner):
     def read(self, name: str) -> Any:
         from transformers import AutoProcessor, Blip2Config, Blip2ForConditionalGeneration
 
-        if not Blip2Config.from_pretrained(name).use_decoder_only_language_model:
+        if not Blip2Config.from_pretrained(name, **SAFE).use_decoder_only_language_model:
             raise ValueError("its language model is a sequence-to-sequence one (T5); choose one with OPT")
-        model = Blip2ForConditionalGeneration.from_pretrained(name, dtype=self.dtype)
-        self.processor = AutoProcessor.from_pretrained(name)
+        model = network(Blip2ForConditionalGeneration, name, self.dtype)
+        self.processor = AutoProcessor.from_pretrained(name, **SAFE)
         self.tokenizer, self.image_processor = self.processor.tokenizer, self.processor.image_processor
         return model
 
@@ -56,7 +57,7 @@ class Blip2(PrefixCaptioner):
 
     @property
     def image_size(self) -> int:
-        return self.model.config.vision_config.image_size
+        return square(self.model.config.vision_config.image_size)
 
     def special_tokens(self) -> tuple[None, int]:
         # Of the published models a line break, which is not the tokenizer's end token.
@@ -65,8 +66,16 @@ class Blip2(PrefixCaptioner):
     def see(self, images: Tensor) -> Tensor:
         return self.model.get_image_features(self.normalise(images), return_dict=True).pooler_output
 
-    def prefix(self, memory: Tensor) -> Tensor:
+    @property
+    def taken(self) -> int:
+        return self.model.config.num_query_tokens + len(self._words()) - 1
+
+    def _words(self) -> list[int]:
+        """Tokens between the image and the caption."""
         words = self.tokenizer(self.prompt, add_special_tokens=False).input_ids
-        words = torch.tensor([self.model.config.text_config.bos_token_id, *words], device=memory.device)
+        return [self.model.config.text_config.bos_token_id, *words]
+
+    def prefix(self, memory: Tensor) -> Tensor:
+        words = torch.tensor(self._words(), device=memory.device)
         embeddings = self.decoder.get_input_embeddings()(words).expand(len(memory), -1, -1)
         return torch.cat([memory.to(embeddings.dtype), embeddings], 1)

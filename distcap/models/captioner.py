@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from distcap.checks import above, at_least, number, share
 from distcap.types import UserError
 
 
@@ -32,8 +33,8 @@ class Sampler:
             Greedy and beam only. A captioner learns p(y) by the mle stage's `drop_image`.
 
     Raises:
-        ValueError: several samples of a method that draws one.
-        UserError: guidance of multinomial samples.
+        UserError: a number that is out of range, several samples of a method that draws one, or guidance of multinomial
+            samples.
     """
 
     method: Literal["multinomial", "greedy", "beam"] = "multinomial"
@@ -47,8 +48,16 @@ class Sampler:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or (self.samples > 1 and self.method != "multinomial"):
-            raise ValueError(f"{self.samples} samples of each image by {self.method}: only multinomial draws several")
+        for name, low in (("samples", 1), ("beams", 1), ("max_tokens", 1), ("top_k", 0), ("no_repeat_ngram", 0)):
+            at_least(_argument(name), getattr(self, name), low)
+        above(_argument("temperature"), self.temperature, 0)
+        share(_argument("top_p"), self.top_p, zero=False)
+        number(_argument("guidance"), self.guidance)
+        if self.samples > 1 and self.method != "multinomial":
+            raise UserError(
+                f"{self.samples} samples of each image by {self.method}: only multinomial draws several; "
+                "set samples: 1, or method: multinomial"
+            )
         if self.guidance != 1 and self.method == "multinomial":
             # A sample's log-probability is the captioner's own: guided samples would be another policy's.
             raise UserError(
@@ -57,16 +66,33 @@ class Sampler:
             )
 
 
+def _argument(name: str) -> str:
+    return f"{name} of a sampler or decoder"
+
+
 class Captioner(nn.Module, ABC):
     """The policy: images in, captions out. Tokens are its own affair; the rest of distcap speaks strings."""
 
     task: ClassVar[str] = "image-to-text"
     """What it does, in the words of the Hugging Face hub."""
+    max_tokens: int | None = None
+    """Ground-truth captions are cut after so many tokens, end token included; None for never."""
+    image_size: int | None = None
+    """Side of the square images that the captioner sees; None for any."""
+    longest: int | None = None
+    """Tokens of the longest caption that the network has positions for, end token included; None for any."""
 
     @property
     def trained(self) -> bool:
         """False for a captioner that has no weights of its own yet."""
         return True
+
+    def allow(self, name: str, tokens: int) -> None:
+        """Raises UserError where an argument of this name asks for captions that are longer than the longest."""
+        if self.longest is not None and tokens > self.longest:
+            raise UserError(
+                f"{name} is {tokens}, but this captioner has positions for captions of {self.longest} tokens; lower it"
+            )
 
     def prepare(self, captions: Iterable[str]) -> None:
         """Called before training with the training captions, for captioners that make their vocabulary of them."""

@@ -1,5 +1,6 @@
 """Captioners that are asked for a caption: vision-language models with a chat template."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distcap.checks import at_least
+from distcap.models.loading import SAFE, network
 from distcap.models.prefix import PrefixCaptioner
 from distcap.types import UserError
 
 MARK = "CAPTION"
 """Stands for the answer while the chat template is taken apart."""
+ANY_SIZE = 448
+"""Side of the images of a model that takes any: its features are few enough to train on, and show details."""
+
+OPTIONS = ("do_image_splitting", "do_resize", "image_seq_len", "max_image_size", "max_pixels", "min_pixels", "size")
+"""Of a processor. No others: a run folder from elsewhere names them, and some of Hugging Face's allow code to run."""
 
 USAGE = """\
 from PIL import Image, ImageOps
@@ -41,9 +49,9 @@ class ChatVLM(PrefixCaptioner):
     Args:
         init_from: a name on the Hugging Face hub, a folder in that format, or a run folder of the mle or rl stage.
         prompt: the question.
-        image_size: side of the square images. The model's own, where it has one (SmolVLM 512); else any that the
-            processor does not change (Qwen2.5-VL: multiples of 28).
-        processor: options of the processor, e.g. {do_image_splitting: false} of SmolVLM and Idefics3.
+        image_size: side of the square images, one that the processor does not change (Qwen2.5-VL: multiples of 28). By
+            default the model's own, where it has one (SmolVLM 512), or else about 448.
+        processor: options of the processor. Images are not split (SmolVLM, Idefics3) unless do_image_splitting is true.
         kwargs: see HuggingFaceCaptioner.
 
     Raises:
@@ -58,21 +66,27 @@ class ChatVLM(PrefixCaptioner):
         self,
         init_from: str = "HuggingFaceTB/SmolVLM-256M-Instruct",
         prompt: str = "Describe this image in one sentence.",
-        image_size: int = 512,
+        image_size: int | None = None,
         processor: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.prompt = prompt
         self.options = processor or {}
+        if unknown := sorted(self.options.keys() - OPTIONS):
+            raise UserError(f"processor has no option {unknown[0]!r} that may be set; there are {', '.join(OPTIONS)}")
+        if image_size is not None:
+            at_least("--model.captioner.image_size", image_size, 1)
         self._image_size = image_size
         super().__init__(init_from, **kwargs)
 
     def read(self, name: str) -> Any:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self.processor = AutoProcessor.from_pretrained(name, **self.options)
+        self.processor = AutoProcessor.from_pretrained(name, **{"do_image_splitting": False, **self.options}, **SAFE)
         self.tokenizer, self.image_processor = self.processor.tokenizer, self.processor.image_processor
-        return AutoModelForImageTextToText.from_pretrained(name, dtype=self.dtype)
+        if self._image_size is None:
+            self._image_size = _own_size(self.image_processor)
+        return network(AutoModelForImageTextToText, name, self.dtype)
 
     def special_tokens(self) -> tuple[None, int]:
         """Also takes the chat template apart: what stands before a caption, and what after."""
@@ -89,7 +103,7 @@ class ChatVLM(PrefixCaptioner):
 
     def _write_prefix(self, text: str) -> None:
         """Tokens, places of the image and positions of the prefix, of which all images have the same."""
-        side = self._image_size
+        side = self.image_size
         blank = torch.zeros(3, side, side, dtype=torch.uint8)
         inputs = self.processor(text=[text], images=[[blank]], return_tensors="pt")
         pixels = inputs.pop("pixel_values")
@@ -122,7 +136,12 @@ class ChatVLM(PrefixCaptioner):
 
     @property
     def image_size(self) -> int:
+        assert self._image_size is not None  # read() sees to it
         return self._image_size
+
+    @property
+    def taken(self) -> int:
+        return self.words.shape[1] - 1
 
     def see(self, images: Tensor) -> Tensor:
         # Whole 255ths, as in an image file: some processors resize, and round to them.
@@ -143,7 +162,16 @@ class ChatVLM(PrefixCaptioner):
         return {"position_ids": places.expand(*places.shape[:-2], rows, -1)}
 
     def usage(self, folder: Path) -> str:
-        return USAGE.format(side=self._image_size, prompt=self.prompt)
+        return USAGE.format(side=self.image_size, prompt=self.prompt)
 
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return super().tokenize([self.lead + caption for caption in captions])
+
+
+def _own_size(image_processor: Any) -> int:
+    """Side of the squares that the image processor makes; about 448 if it takes any, and leaves them as they are."""
+    if own := getattr(image_processor, "max_image_size", None):
+        return dict(own)["longest_edge"]
+    unit = image_processor.patch_size * getattr(image_processor, "merge_size", 1)
+    most = dict(image_processor.size).get("longest_edge") or ANY_SIZE**2  # of pixels
+    return min(ANY_SIZE, math.isqrt(most)) // unit * unit

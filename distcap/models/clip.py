@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distcap import pictures
+from distcap.checks import at_least
 from distcap.models.embeddings import EmbeddingStore
 from distcap.models.weights import load_open_clip, source_of
 from distcap.pictures import Picture, open_picture
@@ -44,12 +45,13 @@ class FrozenClip:
         batch_size: images or captions in one forward pass.
 
     Raises:
-        UserError: at first use, if there is no such model or its weights cannot be read.
+        UserError: batch_size is less than one; or, at first use, there is no such model or its weights cannot be read.
     """
 
     def __init__(
         self, model: str = "ViT-B-32-quickgelu", pretrained: str = "openai", prompt: str = "", batch_size: int = 256
     ) -> None:
+        at_least("batch_size of a CLIP", batch_size, 1)
         self.prompt = prompt
         self.batch_size = batch_size
         self.truncated = 0

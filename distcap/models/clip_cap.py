@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distcap.checks import at_least
 from distcap.models.clip import FrozenClip
+from distcap.models.loading import SAFE, as_data, check_config, network, square
 from distcap.models.prefix import PrefixCaptioner
 from distcap.types import UserError
 
@@ -41,6 +43,7 @@ class ClipCap(PrefixCaptioner):
         freeze_encoder: bool = True,
         **kwargs: Any,
     ) -> None:
+        at_least("--model.captioner.prefix", prefix, 1)
         super().__init__(init_from, freeze_encoder=freeze_encoder, **kwargs)
         self._trained = init_from is not None
         if init_from is None:
@@ -54,13 +57,14 @@ class ClipCap(PrefixCaptioner):
 
     def _compose(self, clip: FrozenClip, name: str, prefix: int) -> Any:
         """Of a trained encoder, a trained language model, and a mapping network that is not."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
         from distcap.models.clip_cap_model import ClipCapConfig, ClipCapModel
 
-        with self.loading(name):
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
-            language_model = AutoModelForCausalLM.from_pretrained(name, dtype=self.dtype)
+        with as_data(f"language model {name}"):
+            check_config(PreTrainedConfig.get_config_dict(name, **SAFE)[0])
+            self.tokenizer = AutoTokenizer.from_pretrained(name, **SAFE)
+            language_model = network(AutoModelForCausalLM, name, self.dtype)
         language = language_model.config.to_diff_dict()
         # A folder of this machine, perhaps, and the precision of the file, which is not that of the whole network.
         language = {key: value for key, value in language.items() if key not in ("_name_or_path", "dtype")}
@@ -73,9 +77,9 @@ class ClipCap(PrefixCaptioner):
 
         from distcap.models.clip_cap_model import ClipCapConfig, ClipCapModel
 
-        self.tokenizer = AutoTokenizer.from_pretrained(name, config=ClipCapConfig.from_pretrained(name))
+        self.tokenizer = AutoTokenizer.from_pretrained(name, config=ClipCapConfig.from_pretrained(name, **SAFE), **SAFE)
         with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
-            return ClipCapModel.from_pretrained(name, dtype=self.dtype)
+            return network(ClipCapModel, name, self.dtype)
 
     def _adopt(self, model: Any) -> None:
         preprocess = model.config.clip["preprocess_cfg"]
@@ -96,8 +100,11 @@ class ClipCap(PrefixCaptioner):
 
     @property
     def image_size(self) -> int:
-        size = self.model.config.clip["preprocess_cfg"]["size"]
-        return size if isinstance(size, int) else size[0]
+        return square(self.model.config.clip["preprocess_cfg"]["size"])
+
+    @property
+    def taken(self) -> int:
+        return self.model.config.prefix - 1
 
     def special_tokens(self) -> tuple[None, int]:
         # Captions are padded after their end, where a causal decoder cannot see it: no mask is needed, nor a warning.

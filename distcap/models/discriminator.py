@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from distcap.checks import at_least
+from distcap.models.loading import as_data, check_finite
 from distcap.types import UserError
 
 
@@ -23,10 +25,16 @@ class Discriminator(nn.Module):
         width: D, of the CLIP embeddings.
         hidden: widths of the hidden layers.
         images: reads the image's embedding, too; False for the caption's alone.
+
+    Raises:
+        UserError: a width is less than one.
     """
 
     def __init__(self, width: int, hidden: tuple[int, ...] = (512, 256), images: bool = True) -> None:
         super().__init__()
+        at_least("width of a discriminator", width, 1)
+        for size in hidden:
+            at_least("hidden of a discriminator", size, 1)
         self.width, self.hidden, self.images = width, tuple(hidden), images
         sizes = (2 * width if images else width, *hidden)
         layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
@@ -75,6 +83,11 @@ class Discriminator(nn.Module):
                 f"{init_from}: no discriminator there; train it first with distcap fit --config discriminator.yaml "
                 "or grammar.yaml (demo/discriminator.yaml, demo/grammar.yaml for the embedded benchmark)"
             )
-        discriminator = cls(**json.loads((folder / "config.json").read_text()))
-        discriminator.load_state_dict(load_file(folder / "model.safetensors"))
+        with as_data(f"discriminator {folder}"):
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if not isinstance(config, dict) or config.keys() | {"images"} != {"width", "hidden", "images"}:
+                raise ValueError("its config.json is not a discriminator's")
+            discriminator = cls(**config)
+            discriminator.load_state_dict(load_file(folder / "model.safetensors"))
+            check_finite(discriminator)
         return discriminator

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from distcap.models.hugging_face import HuggingFaceCaptioner
+from distcap.models.loading import SAFE, network, square
 
 
 class Git(HuggingFaceCaptioner):
@@ -27,8 +28,8 @@ class Git(HuggingFaceCaptioner):
     def read(self, name: str) -> Any:
         from transformers import AutoProcessor, GitForCausalLM
 
-        model = GitForCausalLM.from_pretrained(name, dtype=self.dtype)
-        self.processor = AutoProcessor.from_pretrained(name)
+        model = network(GitForCausalLM, name, self.dtype)
+        self.processor = AutoProcessor.from_pretrained(name, **SAFE)
         self.tokenizer, self.image_processor = self.processor.tokenizer, self.processor.image_processor
         # Memory comes where Hugging Face expects pixels, and the image encoder must not run again.
         model.git.image_encoder.forward = _recall
@@ -43,8 +44,12 @@ class Git(HuggingFaceCaptioner):
         return self.model.git.encoder
 
     @property
+    def embedder(self) -> Any:
+        return self.model.git
+
+    @property
     def image_size(self) -> int:
-        return self.model.config.vision_config.image_size
+        return square(self.model.config.vision_config.image_size)
 
     def special_tokens(self) -> tuple[int, int]:
         return self.model.config.bos_token_id, self.model.config.eos_token_id

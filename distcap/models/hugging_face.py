@@ -3,21 +3,22 @@
 import json
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from distcap.checks import at_least
 from distcap.models.captioner import Captioner, Sampler
 from distcap.models.checkpointing import checkpoint_layers
 from distcap.models.guidance import guide
 from distcap.models.image_processor import image_processor
 from distcap.models.lora import FILE as ADAPTERS
 from distcap.models.lora import Lora, load_adapters, merged, save_adapters
+from distcap.models.loading import SAFE, as_data, check_config, check_vocabulary
 from distcap.types import UserError
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,10 @@ pixels = processor(images, return_tensors="pt").pixel_values
 tokens = model.generate(pixel_values=pixels, generation_config=rules)
 captions = [caption.strip() for caption in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 """
+
+
+PLACES = ("wpe", "position_embeddings", "embed_positions")
+"""What language models call a table of learnt embeddings of places, which has an end."""
 
 
 class HuggingFaceCaptioner(Captioner):
@@ -74,7 +79,8 @@ class HuggingFaceCaptioner(Captioner):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.max_tokens = max_tokens
+        at_least("--model.captioner.max_tokens", max_tokens, 1)
+        self.max_tokens: int = max_tokens
         self.freeze_encoder = freeze_encoder or lora is not None
         self.lora = lora
         self.gradient_checkpointing = gradient_checkpointing
@@ -101,8 +107,35 @@ class HuggingFaceCaptioner(Captioner):
 
     @property
     @abstractmethod
-    def image_size(self) -> int:
-        """Side of the square images that the encoder sees."""
+    def image_size(self) -> int:  # type: ignore[override]
+        """Side of the square images that the encoder sees; known before an untrained captioner is built."""
+
+    @property
+    def embedder(self) -> Any:
+        """The part of the network that embeds tokens, and in some families their places."""
+        return self.language_model
+
+    @property
+    def taken(self) -> int:
+        """Places that are taken before the one at which a caption's first token is predicted."""
+        return 0
+
+    @property
+    def longest(self) -> int | None:  # type: ignore[override]
+        if self.model is None:
+            return None
+        tables = [
+            part
+            for name, part in self.embedder.named_modules()
+            if isinstance(part, nn.Embedding) and name.rsplit(".", 1)[-1] in PLACES
+        ]
+        if not tables:  # places are rotations, or distances: any number of them
+            return None
+        [table, *_] = tables
+        told = getattr(self.embedder.config, "max_position_embeddings", table.num_embeddings)
+        # RoBERTa's places begin behind that of padding.
+        skipped = 0 if table.padding_idx is None else table.padding_idx + 1
+        return min(told, table.num_embeddings) - skipped - self.taken
 
     @abstractmethod
     def special_tokens(self) -> tuple[int | None, int]:
@@ -149,31 +182,19 @@ class HuggingFaceCaptioner(Captioner):
                 "the embedded benchmark), or name another with --model.captioner.init_from"
             )
         name = str(run) if run.is_dir() else source
-        with self.loading(name):
+        with as_data(f"captioner {name}"):
             self._check_family(name)
             self._adopt(self.read(name))
         if self.lora is not None:
             load_adapters(self.model, self.lora, Path(name))
 
-    @staticmethod
-    @contextmanager
-    def loading(name: str) -> Iterator[None]:
-        """What goes wrong while a network is read is one line.
-
-        Raises:
-            UserError: it cannot be read.
-        """
-        try:
-            yield
-        except (OSError, ValueError, ImportError) as error:
-            line = " ".join(str(error).split())[:300]
-            raise UserError(f"captioner {name} cannot be loaded: {line}") from error
-
     def _check_family(self, name: str) -> None:
         """Hugging Face would warn, and read another family's config with weights drawn at random."""
         from transformers import PreTrainedConfig
 
-        found = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+        config = PreTrainedConfig.get_config_dict(name, **SAFE)[0]
+        check_config(config)
+        found = config.get("model_type")
         if self.families and found not in self.families:
             raise ValueError(f"it is a {found} model, {type(self).__name__} is for {' and '.join(self.families)}")
 
@@ -186,6 +207,8 @@ class HuggingFaceCaptioner(Captioner):
         self._tokens = {"eos_token_id": self.end, "pad_token_id": self.pad}
         if self.start is not None:
             self._tokens |= {"decoder_start_token_id": self.start, "bos_token_id": self.start}
+        check_vocabulary(self.tokenizer, self.embedder.get_input_embeddings().num_embeddings)
+        _ = self.image_size  # one that sees no squares is refused now
         self._neutralise()
         self.register_buffer("mean", torch.tensor(self.image_processor.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.image_processor.image_std).view(3, 1, 1), persistent=False)
@@ -225,6 +248,7 @@ class HuggingFaceCaptioner(Captioner):
 
     @torch.no_grad()
     def generate(self, memory: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor, Tensor]:
+        self.allow("max_tokens of a sampler or decoder", sampler.max_tokens)
         guided = sampler.guidance != 1
         output = self.decode(
             torch.cat([memory, self.unknown(memory)]) if guided else memory,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from distcap.checks import above, at_least, share
 from distcap.types import UserError
 
 FILE = "adapters.safetensors"
@@ -28,7 +29,7 @@ class Lora:
             saved with its adapted weights twice: merged in float32, and apart in adapters.safetensors.
 
     Raises:
-        UserError: when added to a model that has no layers of these names.
+        UserError: a number is out of range; or, when added to a model, it has no layers of these names.
     """
 
     targets: list[str]
@@ -36,6 +37,13 @@ class Lora:
     alpha: float = 32.0
     dropout: float = 0.0
     base: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.targets or not all(isinstance(target, str) and target for target in self.targets):
+            raise UserError(f"lora.targets is {self.targets}; it takes names of layers, e.g. [q_proj, v_proj]")
+        at_least("lora.r", self.r, 1)
+        above("lora.alpha", self.alpha, 0)
+        share("lora.dropout", self.dropout, one=False)
 
     def add_to(self, model: nn.Module) -> None:
         """Put adapters into the model, which does not change what it says: B starts at zero."""

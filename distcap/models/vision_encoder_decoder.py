@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distcap.models.hugging_face import HuggingFaceCaptioner
 from distcap.models.image_processor import image_processor
+from distcap.models.loading import SAFE, as_data, network, square
 from distcap.models.lora import merged
 from distcap.types import UserError
 
@@ -57,21 +58,28 @@ class VisionEncoderDecoder(HuggingFaceCaptioner):
             "eos_token_id": self.tokenizer.eos_token_id,
             "pad_token_id": self.tokenizer.pad_token_id,
         }
-        encoder, decoder = (dict(config or {}) for config in self.configs)
+        decoder = {**dict(self.configs[1] or {}), **special, "add_cross_attention": True}
         config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
-            AutoConfig.for_model(**encoder), AutoConfig.for_model(**{**decoder, **special, "add_cross_attention": True})
+            self._encoder_config(), AutoConfig.for_model(**decoder)
         )
         config.decoder_start_token_id = self.tokenizer.bos_token_id
         config.pad_token_id = self.tokenizer.pad_token_id
-        self.processor = self.image_processor = image_processor(config.encoder.image_size, [0.5] * 3, [0.5] * 3)
+        self.processor = self.image_processor = image_processor(self.image_size, [0.5] * 3, [0.5] * 3)
         self._adopt(VisionEncoderDecoderModel(config))
+
+    def _encoder_config(self) -> Any:
+        """Of an untrained model, what its image encoder is to be."""
+        from transformers import AutoConfig
+
+        with as_data("model.captioner.encoder"):
+            return AutoConfig.for_model(**dict(self.configs[0] or {}))
 
     def read(self, name: str) -> Any:
         from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
 
-        model = VisionEncoderDecoderModel.from_pretrained(name, dtype=self.dtype)
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
-        self.processor = self.image_processor = AutoImageProcessor.from_pretrained(name)
+        model = network(VisionEncoderDecoderModel, name, self.dtype, idle=("encoder.pooler.",))
+        self.tokenizer = AutoTokenizer.from_pretrained(name, **SAFE)
+        self.processor = self.image_processor = AutoImageProcessor.from_pretrained(name, **SAFE)
         return model
 
     def _adopt(self, model: Any) -> None:
@@ -90,7 +98,13 @@ class VisionEncoderDecoder(HuggingFaceCaptioner):
 
     @property
     def image_size(self) -> int:
-        return self.model.config.encoder.image_size
+        config = self._encoder_config() if self.model is None else self.model.config.encoder
+        if size := getattr(config, "image_size", None):
+            return square(size)
+        if self.image_processor is None:
+            raise UserError("model.captioner.encoder names no image_size; add one, e.g. image_size: 224")
+        size = dict(getattr(self.image_processor, "crop_size", None) or self.image_processor.size)
+        return square([size["height"], size["width"]] if "height" in size else size.get("shortest_edge"))
 
     def special_tokens(self) -> tuple[int, int]:
         config = self.model.config

@@ -1,4 +1,4 @@
-"""open_clip models by name or folder, their weights read without running code."""
+"""open_clip models by name or folder: their configs, tokenizers and weights read without running code."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from distcap.models.loading import as_data, check_finite
 from distcap.types import UserError
 
 
@@ -50,6 +51,35 @@ def _close(name: str, names: Sequence[str]) -> str:
     lower = {one.lower(): one for one in names}
     found = [lower[one] for one in get_close_matches(name.lower(), lower, n=5, cutoff=0.5)]
     return f"close to it: {', '.join(found)}" if found else f"there are {', '.join(names[:5]) or 'none'}"
+
+
+TOKENIZING = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
+"""Arguments of a tokenizer that a CLIP's config may name. Others can make Hugging Face's tokenizers run code."""
+
+
+def _check_config(source: str) -> bool:
+    """Whether the tokenizer of a folder, or of a name on the hub, is one of Hugging Face's.
+
+    Raises:
+        ValueError: its config asks for what a stranger's must not.
+    """
+    import open_clip
+
+    config = open_clip.get_model_config(source)
+    parts = ("text_cfg", "vision_cfg")
+    if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in parts):
+        raise ValueError("its open_clip_config.json has no model_cfg with a text_cfg and a vision_cfg")
+    options = config["text_cfg"].get("tokenizer_kwargs") or {}
+    if unknown := sorted(options.keys() - TOKENIZING):
+        raise ValueError(
+            f"its open_clip_config.json gives the tokenizer the argument {unknown[0]!r}, which distcap does not allow, "
+            "for it could run code; take it out"
+        )
+    if ":" in (name := str(config["vision_cfg"].get("timm_model_name") or "")):
+        raise ValueError(
+            f"its open_clip_config.json has the timm_model_name {name!r}, which is not the name of a model"
+        )
+    return bool(config["text_cfg"].get("hf_tokenizer_name"))
 
 
 OTHER_FORMATS = {".safetensors", ".npz", ".npy"}
@@ -105,13 +135,13 @@ def _load(source: str, pretrained: str) -> tuple[nn.Module, Any, Any]:
     tag = pretrained if ":" not in source else None
     if tag is not None:
         _check_name(source, tag)
-    try:
+    with as_data(f"CLIP {source}" if tag is None else f"CLIP {source} ({pretrained})"):
+        # open_clip's own models are not a stranger's, and their tokenizers may be of any kind.
+        safe = {"trust_remote_code": False} if tag is None and _check_config(source) else {}
         # Weights are drawn before they are read: chance must not depend on who was the first to load a CLIP.
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(None), _weights(tag) as weights:
             net, preprocess = open_clip.create_model_from_pretrained(source, pretrained=weights, weights_only=True)
-            tokenizer = open_clip.get_tokenizer(source)
-    except (RuntimeError, ValueError, OSError, UnpicklingError) as error:
-        line = " ".join(str(error).split())[:300]
-        raise UserError(f"CLIP {source} ({pretrained}) cannot be loaded: {line}") from error
-    assert isinstance(net, nn.Module)
+            tokenizer = open_clip.get_tokenizer(source, **safe)
+        assert isinstance(net, nn.Module)
+        check_finite(net)
     return net.requires_grad_(False).eval(), preprocess, tokenizer

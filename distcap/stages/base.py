@@ -38,6 +38,14 @@ def _constant(step: int) -> float:
     return 1.0
 
 
+def check_lengths(captioner: Captioner, lengths: Mapping[str, int], stage: str) -> None:
+    """Raises UserError if the captioner has no places for captions so long; of training, for ground truth as well."""
+    if stage == "fit" and captioner.max_tokens is not None:
+        lengths = {**lengths, "--model.captioner.max_tokens": captioner.max_tokens}
+    for name, tokens in lengths.items():
+        captioner.allow(name, tokens)
+
+
 class Stage(LightningModule):
     """A LightningModule with AdamW, warm-up, and clipping by parameter group.
 
@@ -88,6 +96,16 @@ class Stage(LightningModule):
                 f"--trainer.precision {self.trainer.precision} keeps the weights in 16 bits, where small updates are "
                 "lost; train with bf16-mixed (evaluation may use either)"
             )
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of the square images that the stage's model sees; None for any."""
+        return None
+
+    def show_to_model(self, data: Any) -> None:
+        """Let the data module make the pixels that the model sees. Raises UserError if it was told of other ones."""
+        if self.image_size is not None and hasattr(data, "see"):
+            data.see(self.image_size)
 
     def prepare_data(self) -> None:
         """Lightning sees to the stage's own data module."""
@@ -181,11 +199,21 @@ class CaptionerStage(Stage):
         self.decoder = decoder
         self._fitted = False
 
+    @property
+    def image_size(self) -> int | None:
+        return getattr(self.captioner, "image_size", None)
+
+    def lengths(self) -> dict[str, int]:
+        """By argument, how many tokens the captions may have that the captioner is asked for."""
+        return {"--model.decoder.max_tokens": self.decoder.max_tokens}
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        self.show_to_model(self.trainer.datamodule)  # type: ignore[attr-defined]
         self._untrained = stage != "fit" and not (self._fitted or self.captioner.trained)
         self._fitted |= stage == "fit"
         self.captioner.prepare(self._truth())
+        check_lengths(self.captioner, self.lengths(), stage)
         self._fingerprint = fingerprint(self._frozen())  # before anything changes their device or precision
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

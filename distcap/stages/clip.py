@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distcap.models import FrozenClip
+from distcap.models.loading import square
 from distcap.stages.base import Stage
 from distcap.types import Batch, UserError
 
@@ -73,8 +74,13 @@ class Clip(Stage):
         except RuntimeError as error:
             raise UserError(f"{model} is a CLIP of another model_cfg than the one that is to go on from it") from error
 
+    @property
+    def image_size(self) -> int:
+        return square(self.preprocess_cfg["size"])
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        self.show_to_model(self.trainer.datamodule)  # type: ignore[attr-defined]
         for split in ("train", "val") if stage == "fit" else ("val",):
             self.truth(split, "a CLIP learns from pairs of images and texts")
 

@@ -11,7 +11,7 @@ from distcap.corpus import Corpus
 from distcap.data import ImageData
 from distcap.experience import Experience
 from distcap.models import Captioner, Discriminator, FrozenClip, Sampler, Sight
-from distcap.stages.base import Stage
+from distcap.stages.base import Stage, check_lengths
 from distcap.types import Batch
 
 Examples = tuple[Tensor | None, Tensor, Tensor]
@@ -108,7 +108,13 @@ class TrainDiscriminator(DiscriminatorStage):
         self.sampler = sampler
         self._corpora: dict[str, dict[str | None, Corpus]] = {}
 
+    @property
+    def image_size(self) -> int | None:
+        return getattr(self.captioner, "image_size", None)
+
     def setup(self, stage: str) -> None:
+        self.show_to_model(self.trainer.datamodule)  # type: ignore[attr-defined]
+        check_lengths(self.captioner, {"--model.sampler.max_tokens": self.sampler.max_tokens}, stage)
         super().setup(stage)
         if self.corpus is not None:
             splits = ("train", "val") if stage == "fit" else ("val",)

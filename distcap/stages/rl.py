@@ -123,6 +123,9 @@ class RL(CaptionerStage):
         if updates_per_rollout < 1:
             raise UserError(f"updates_per_rollout is {updates_per_rollout}; a rollout needs an update")
 
+    def lengths(self) -> dict[str, int]:
+        return {**super().lengths(), "--model.sampler.max_tokens": self.sampler.max_tokens}
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage != "fit":
