@@ -57,7 +57,7 @@ def read_checkpoint(path: Path, **options: Any) -> dict[str, Any]:
         raise UserError(_damaged(path))
     if not isinstance(found, dict) or (missing := [key for key in KEYS if key not in found]):
         lacks = f"it lacks {', '.join(missing)}" if isinstance(found, dict) else f"it holds a {type(found).__name__}"
-        raise UserError(f"{path} is no checkpoint of a training ({lacks}); those of a run are in runs/RUN/checkpoints")
+        raise UserError(f"{path} is no checkpoint of a training ({lacks}); name one of those in runs/RUN/checkpoints")
     if not all(isinstance(found[key], dict) for key in ("state_dict", "loops")) or not _is_version(found[KEYS[-1]]):
         raise UserError(_damaged(path))
     return found

@@ -11,7 +11,7 @@ import pytest
 import distcap
 
 FLOORS = (
-    {"types", "functional", "ngrams", "corruptions", "shipped"},
+    {"types", "functional", "ngrams", "corruptions", "shipped", "files"},
     {"models", "data", "finding"},
     {"view", "corpus", "trained"},
     {"experience"},  # knows a corpus by its protocol alone
@@ -22,6 +22,9 @@ FLOORS = (
         "cli",
         "commands",
         "lightning_cli",
+        "run_folder",
+        "checkpoints",
+        "curves",
         "steps",
         "quickstart",
         "walk",

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,10 @@ from safetensors.torch import load_file
 from test_cli import fails
 
 from distcap import run_folder
+from distcap.callbacks import Checkpoints, checkpoints
+from distcap.callbacks.evaluation import _update_json
+from distcap.lightning_cli import writes_the_run
+from distcap.models import VisionEncoderDecoder
 from distcap.run_folder import RunFolder
 from distcap.types import UserError
 
@@ -153,12 +158,11 @@ def test_a_training_that_never_saved_anything_is_begun_anew(workshop: Path) -> N
     assert step_of(run / "checkpoints" / "last.ckpt") == 3
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_last_is_the_newest_state_of_a_training_that_was_stopped_and_begun_anew(workshop: Path, seed: int) -> None:
-    run = interrupted(workshop, f"anew-{seed}", 5)
-    interrupted(workshop, f"anew-{seed}", 3 + seed % 2, "--overwrite=true", f"--seed_everything={seed}")
-    assert [name for name in names(run) if name.startswith("last")] == ["last.ckpt"]
-    assert step_of(run / "checkpoints" / "last.ckpt") == 3 + seed % 2
+def test_last_is_the_newest_state_of_a_training_that_was_stopped_and_begun_anew(workshop: Path) -> None:
+    run = interrupted(workshop, "anew", 5)
+    interrupted(workshop, "anew", 4, "--overwrite=true", "--seed_everything=1")
+    assert names(run) == ["epoch=0-step=3.ckpt", "last.ckpt"]
+    assert step_of(run / "checkpoints" / "last.ckpt") == 4
 
 
 def test_last_is_the_newest_state_of_a_training_whose_folder_was_moved(workshop: Path) -> None:
@@ -230,9 +234,8 @@ def test_the_version_counter_is_refused(workshop: Path, capsys: pytest.CaptureFi
 
 
 def test_what_is_saved_within_an_epoch_is_last_and_changes_nothing(workshop: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("distcap.callbacks.checkpoints.ASKED_EVERY", 1)
+    monkeypatch.setattr(checkpoints, "ASKED_EVERY", 1)
     saved: list[int] = []
-    from distcap.callbacks import Checkpoints
 
     def save(self: Any, trainer: Any, *args: Any) -> None:
         saved.append(trainer.global_step)
@@ -291,7 +294,6 @@ def test_a_training_that_was_killed_before_it_had_handed_over_is_finished_by_res
 
 
 def test_a_kill_while_the_captioner_is_written_leaves_none_and_not_a_half(workshop: Path, monkeypatch: Any) -> None:
-    from distcap.models import VisionEncoderDecoder
 
     def killed(self: Any, folder: Path) -> None:
         (folder / "model.safetensors").touch()
@@ -321,13 +323,10 @@ def test_a_second_owner_is_refused_in_one_line_that_names_the_folder(
 
 
 def test_a_process_that_others_of_its_run_wait_for_takes_no_lock(
-    workshop: Path, done: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+    monkeypatch: Any,
 ) -> None:
     """The children of a run on two processes repeat its command line, and rank 0 owns the folder."""
-    monkeypatch.setattr(run_folder, "WAIT", 0.0)
     monkeypatch.setattr("distcap.lightning_cli.rank_zero_only.rank", 1)
-    from distcap.lightning_cli import writes_the_run
-
     assert not writes_the_run()
     monkeypatch.setattr("distcap.lightning_cli.rank_zero_only.rank", 0)
     assert writes_the_run()
@@ -374,3 +373,60 @@ def test_time_is_not_wasted_on_a_free_folder(tmp_path: Path) -> None:
     begin = time.monotonic()
     with RunFolder(tmp_path / "run").owned():
         assert time.monotonic() - begin < 1
+
+
+def test_the_advice_for_a_run_without_a_captioner_finishes_it_wherever_it_was_moved(
+    workshop: Path, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(copy / "captioner")
+    line = fails(capsys, workshop, "export", "runs/demo/copy")
+    command = line.split("`")[1].split()
+    assert command == [
+        *("distcap", "fit", "--config", "runs/demo/copy/config.yaml", "--run", "demo/copy", "--ckpt_path", "last")
+    ]
+    tiny.run(workshop, *command[1:])
+    assert (copy / "captioner" / "model.safetensors").is_file()
+
+
+def test_a_disk_that_becomes_full_is_one_line(
+    workshop: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("distcap.curves.write_whole", full)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        fit(workshop, "full-disk")
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith(
+        "distcap: runs/demo/full-disk/metrics.csv: No space left on device; what was"
+    )
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_damaged_metrics_are_written_anew(content: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(content)
+    _update_json(tmp_path / "metrics.json", "test", {"cider": 1.0})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"test": {"cider": 1.0}}
+    _update_json(tmp_path / "metrics.json", "val", {"cider": 2.0})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"test": {"cider": 1.0}, "val": {"cider": 2.0}}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("quickstart", "--run", "file/demo"),
+        ("ablation", "--run", "file/ablation"),
+        ("reproduce", "--run", "file/coco"),
+        ("prepare", "scenes", "--root", "runs/file/scenes"),
+    ],
+)
+def test_a_plain_command_that_cannot_write_its_folder_is_one_line(
+    command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "file").touch()
+    assert "runs/file" in fails(capsys, tmp_path, *command)

@@ -29,7 +29,9 @@ class Checkpoints(ModelCheckpoint):
     def __init__(self, minutes: float = 10.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if self._enable_version_counter:
-            raise UserError("checkpoint.enable_version_counter is true; with it last.ckpt is not the last one, set false")
+            raise UserError(
+                "checkpoint.enable_version_counter is true; with it last.ckpt is not the last one, set false"
+            )
         if minutes < 0:
             raise UserError(f"checkpoint.minutes is {minutes}; it is 0 or more")
         self.minutes = minutes
@@ -78,7 +80,9 @@ class Checkpoints(ModelCheckpoint):
         try:
             if self.save_last is not True:
                 super().on_exception(trainer, pl_module, exception)
-            elif self._should_save_on_exception(trainer):  # once, where Lightning leaves a second file that nobody reads
+            elif self._should_save_on_exception(
+                trainer
+            ):  # once, where Lightning leaves a second file that nobody reads
                 self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
                 log.info("saved %s", self.last_model_path)
         except UserError as error:
