@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from distcap.files import read_json, write_whole
 from distcap.records import MARKER, pack, unpack
 from distcap.shipped import configs_folder
 from distcap.steps import MLE, Step, digest, experiment
@@ -57,9 +58,9 @@ class Task:
 
     def is_done(self) -> bool:
         """Whether the run is there. Raises UserError where another config than today's has made it."""
-        if not (self.run / MARKER).exists():
+        if not (told := self._told()):
             return False
-        if self._told()["made_by"] != self.made_by:
+        if told["made_by"] != self.made_by:
             raise UserError(f"{self.run} was made by other configs than today's; delete it, or name another folder")
         return True
 
@@ -74,22 +75,30 @@ class Task:
         captions = self.folder / f"seed-{self.seed}" / MLE.name / "captions_test.json"
         if self.step == MLE or MLE not in self.step.foundations or not captions.exists():
             return ""
-        said = [row["caption"] for row in json.loads(captions.read_text())]
+        rows = read_json(captions, lambda found: isinstance(found, list) and all("caption" in row for row in found))
+        if rows is None:
+            raise UserError(f"{captions} is damaged; delete {captions.parent}, and the same command makes it again")
+        said = [row["caption"] for row in rows]
         return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
 
     @property
     def is_stale(self) -> bool:
         """Whether the run is there but began from another captioner than today's: another machine may train another."""
-        return (self.run / MARKER).exists() and self._told()["began_from"] != self.began_from
+        told = self._told()
+        return bool(told) and told["began_from"] != self.began_from
 
     def _has_ended(self) -> bool:
         """Whether the run left what it is for: a model for others, or a captioner's metrics."""
         models = [self.run / name for name in ("clip", "discriminator")]
         metrics = self.run / "metrics.json"
-        return any(map(Path.is_dir, models)) or (metrics.exists() and "test" in json.loads(metrics.read_text()))
+        return any(map(Path.is_dir, models)) or bool(
+            read_json(metrics, lambda found: isinstance(found, dict) and "test" in found)
+        )
 
     def _told(self) -> dict[str, str]:
-        return json.loads((self.run / MARKER).read_text())
+        """Empty of a run that is not done, or whose file is damaged: it is gone on with."""
+        told = read_json(self.run / MARKER, lambda found: isinstance(found, dict) and "made_by" in found)
+        return {"began_from": "", **told} if told else {}
 
     def work(self, threads: int) -> None:
         """Run the command; what it prints goes to RUN/log.txt. Raises UserError where it fails."""
@@ -109,7 +118,7 @@ class Task:
             raise UserError(f"{self.run} was ended from outside; the same command goes on with it")
         train = round(time.perf_counter() - begin, 1)
         told = {"train": train, "made_by": self.made_by, "began_from": self.began_from}
-        (self.run / MARKER).write_text(json.dumps(told))
+        write_whole(self.run / MARKER, json.dumps(told))
 
 
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
@@ -238,7 +247,7 @@ def _train(folder: Path, seeds: Sequence[int], systems: Sequence[str], workers: 
                 todo.stop()
                 raise
     systems_json = [_row(step) for step in (MLE, *map(experiment, systems))]
-    (folder / "systems.json").write_text(json.dumps(systems_json, indent=1))
+    write_whole(folder / "systems.json", json.dumps(systems_json, indent=1))
     _write(folder, docs)
     if errors:
         raise UserError(f"{len(errors)} runs failed, the first: {errors[0]}; the same command tries them again")

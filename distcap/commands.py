@@ -108,7 +108,8 @@ def quickstart(run: str = "demo", seed: int = 0, size: float = 1.0) -> None:
     """
     from distcap.quickstart import run_quickstart
 
-    run_quickstart(run, seed, size)
+    with _disk_errors():
+        run_quickstart(run, seed, size)
 
 
 def ablation(
@@ -130,7 +131,8 @@ def ablation(
     """
     from distcap.ablation import SYSTEMS, run_ablation
 
-    run_ablation(run, seeds, SYSTEMS if systems is None else systems, workers, docs)
+    with _disk_errors():
+        run_ablation(run, seeds, SYSTEMS if systems is None else systems, workers, docs)
 
 
 def reproduce(
@@ -168,7 +170,8 @@ def scenes(root: str = "data/scenes", seed: int = 0) -> None:
     """
     from distcap.data.scenes import paint_benchmark
 
-    paint_benchmark(Path(root), seed=seed)
+    with _disk_errors():
+        paint_benchmark(Path(root), seed=seed)
 
 
 def coco(root: str = "data/coco", archives: str | None = None, images: str | None = None) -> None:
@@ -252,7 +255,8 @@ def report(folder: str, output: str | None = None, images: int = 24, seed: int =
     """
     from distcap.report import report as write
 
-    print(write(Path(folder), output=Path(output) if output else None, images=images, seed=seed))
+    with _disk_errors():
+        print(write(Path(folder), output=Path(output) if output else None, images=images, seed=seed))
 
 
 def export(run: str, output: str | None = None, license: str | None = None, trust: bool = False) -> None:
@@ -266,7 +270,8 @@ def export(run: str, output: str | None = None, license: str | None = None, trus
     """
     from distcap.export import export_run
 
-    print(export_run(Path(run), Path(output) if output else None, license, trust=trust))
+    with _disk_errors():
+        print(export_run(Path(run), Path(output) if output else None, license, trust=trust))
 
 
 def configs() -> None:

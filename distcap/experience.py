@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distcap.functional import Normalisation, at_least_float32, standardise
 from distcap.models import Sight
-from distcap.types import Batch, Rollout, UserError
+from distcap.types import Batch, NotFinite, Rollout, UserError
 from distcap.view import Gather, Source, View
 
 
@@ -244,7 +244,17 @@ class Experience:
     def total(self, rollout: Rollout) -> Tensor:
         """(N,) weighted sum of all rewards, each normalised."""
         parts = [reward.weight * self._normalised(name, rollout) for name, reward in self.rewards.items()]
-        return torch.stack(parts).sum(0)
+        total = torch.stack(parts).sum(0)
+        if not total.isfinite().all():
+            raise NotFinite(self._not_finite(rollout))
+        return total
+
+    def _not_finite(self, rollout: Rollout) -> str:
+        """Which reward it was, and of what caption."""
+        for name, reward in self.rewards_of(rollout).items():
+            if len(bad := (~reward.isfinite()).nonzero()):
+                return f"the reward {name} of {rollout.captions[int(bad[0])]!r} is {float(reward[bad[0]])}"
+        return "a reward is infinite or not a number once it is normalised and weighted"
 
     @cached_property
     def sampled_reward(self) -> Tensor:

@@ -1,25 +1,35 @@
 """LightningCLI with a folder for each run, and errors in one line."""
 
+import errno
 import logging
 import os
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from distcap.callbacks import Dashboard, Predictions
+from distcap.callbacks import Checkpoints, Dashboard, Predictions
+from distcap.checkpoints import WholeCheckpoints, best_checkpoint, read_checkpoint
 from distcap.cli import STAGE_COMMANDS
+from distcap.curves import Curves
 from distcap.data import CocoCaptions, ImageFolder
+from distcap.files import whole_file
+from distcap.run_folder import RunFolder
 from distcap.shipped import configs_folder
-from distcap.stages.base import Stage
-from distcap.types import UserError
+from distcap.stages.base import Stage, check_stage
+from distcap.trained import is_run, read_config
+from distcap.types import NotFinite, UserError
 
 ON_DISK: dict[str, type[CocoCaptions | ImageFolder]] = {
     "distcap.data.CocoCaptions": CocoCaptions,
@@ -35,14 +45,24 @@ class Parser(LightningArgumentParser):
         raise UserError(" ".join(str(message).split())) from ex
 
 
+DISK = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
+"""What a disk says that is full, or must not be written to."""
+
+
 class SaveConfig(SaveConfigCallback):
-    """The resolved config goes to RUN/config.yaml."""
+    """The resolved config goes to RUN/config.yaml; nothing of what was there goes before all is ready to begin."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         if stage == "fit":
-            self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+            config = self.config.clone()
+            # How this training was begun: whoever repeats it from its config means to begin one.
+            config.ckpt_path, config.overwrite = None, False
+            with whole_file(Path(trainer.default_root_dir) / "config.yaml") as part:
+                self.parser.save(config, part, skip_none=False, overwrite=True, multifile=False)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            RunFolder(trainer.default_root_dir).begin(anew=self.config.overwrite)
 
 
 def beside(run: str, value: Any) -> Any:
@@ -65,14 +85,39 @@ def run_folder(run: str) -> str:
     return os.path.join("runs", os.path.expandvars(run))
 
 
+def writes_the_run() -> bool:
+    """Whether this is the one process of a run that writes its folder: the first one of the first machine."""
+    others = (os.environ.get(name, "0") for name in ("NODE_RANK", "GROUP_RANK"))
+    return rank_zero_only.rank == 0 and all(rank == "0" for rank in others)
+
+
 class DistcapCLI(LightningCLI):
-    """Adds --run, and the run's folder to everything that writes."""
+    """Adds --run, and the run's folder to everything that writes.
+
+    Args:
+        owned: gets what must be let go of when the command ends: the folder's lock.
+    """
+
+    def __init__(self, owned: ExitStack, **kwargs: Any) -> None:
+        self._owned = owned
+        self._checkpoint: dict[str, Any] = {}
+        super().__init__(**kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let a checkpoint's hyperparameters change the config: ours have none, a stranger's may."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str, default="unnamed", help="Everything is written to runs/RUN.")
+        parser.add_argument(
+            "--overwrite",
+            type=bool,
+            default=False,
+            help="Delete the training that runs/RUN holds, and begin anew. By default, fit refuses such a folder.",
+        )
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the captioner when fit is done.")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_on_exception": True})
+        parser.set_defaults({"checkpoint.enable_version_counter": False})
         # Else what is saved last is the last validated epoch, and not the captioner that training ended with.
         parser.set_defaults({"checkpoint.save_on_train_epoch_end": True})
         parser.add_lightning_class_args(Dashboard, "dashboard")
@@ -101,16 +146,39 @@ class DistcapCLI(LightningCLI):
                     f"--{flag} would leave the stage's own settings without effect; set --model.learning_rate, "
                     "--model.weight_decay, --model.warmup_steps and --model.schedule"
                 )
-        if self.subcommand != "fit" and config.ckpt_path == "last":
-            config.ckpt_path = os.path.join(run_folder(config.run), "checkpoints", "last.ckpt")
-        if (path := config.get("ckpt_path")) and path not in ("last", "best", "hpc") and not Path(path).is_file():
-            raise UserError(f"{path}: no such checkpoint; a run's are in runs/RUN/checkpoints")
+        self._find_checkpoint(config)
         # Told before networks are downloaded, which Lightning would do first.
         if config.data is not None and (data := ON_DISK.get(config.data.class_path)):
             data(**config.data.init_args.as_dict()).setup(str(self.subcommand))
         corpus = config.model.init_args.get("corpus") if self.subcommand == "fit" else None
         if corpus is not None and (data := ON_DISK.get(corpus.class_path)):
             data(**corpus.init_args.as_dict()).entries("train")
+        if writes_the_run() and not config.trainer.fast_dev_run:  # which is nothing but a rehearsal
+            self._take_folder(config)
+
+    def _find_checkpoint(self, config: Namespace) -> None:
+        """Read the checkpoint that is asked for, and see that the stage can do with it what it is to do."""
+        if (asked := config.get("ckpt_path")) and asked != "hpc":
+            path = _checkpoint_file(RunFolder(run_folder(config.run)), asked)
+            config.ckpt_path = str(path)
+            self._checkpoint = read_checkpoint(path, mmap=True, map_location="cpu")
+            if self.subcommand == "fit":
+                _check_resumable(self._checkpoint, path, config.model.class_path)
+
+    def _take_folder(self, config: Namespace) -> None:
+        """Own the run's folder, and see that no training in it is lost unasked."""
+        folder, checkpoint = RunFolder(run_folder(config.run)), config.get("ckpt_path")
+        self._owned.enter_context(folder.owned())
+        if self.subcommand != "fit":
+            return
+        requeued = SLURMEnvironment.detect() and any(folder.path.glob("hpc_ckpt_*.ckpt"))  # Lightning finds it
+        resumes = requeued or checkpoint == "hpc" or bool(checkpoint and folder.holds(checkpoint))
+        if resumes and config.overwrite:
+            raise UserError(
+                f"--ckpt_path goes on with the training in {folder} and --overwrite deletes it; leave one out"
+            )
+        if not resumes and not config.overwrite:
+            folder.check_free()
 
     def instantiate_classes(self) -> None:
         try:
@@ -123,16 +191,80 @@ class DistcapCLI(LightningCLI):
         if isinstance(self.model, Stage):  # now, rather than when the data are indexed
             self.model.show_to_model(self.datamodule)
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger) and self.subcommand == "fit" and writes_the_run():
+                logger._experiment = Curves(logger.log_dir, self._checkpoint.get("global_step", 0))
+        self._checkpoint = {}
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except NotFinite as error:
+            raise UserError(self._not_finite(error)) from error
+        except OSError as error:
+            if error.errno not in DISK:
+                raise
+            raise UserError(
+                f"{error.filename or 'the disk'}: {error.strerror}; what was done is kept, see to that and go on with "
+                "--ckpt_path last"
+            ) from error
+
+    def _not_finite(self, error: NotFinite) -> str:
+        folder = RunFolder(self.trainer.default_root_dir)
+        remedy = "set a smaller --model.learning_rate, or see to what made it"
+        if folder.last is None:
+            remedy += "; there is no checkpoint yet, begin anew"
+        else:
+            remedy += f"; the last good checkpoint is {folder.last}, go on from it with --ckpt_path last"
+        return f"step {self.trainer.global_step + 1} of the training: {error}; {remedy}"
+
     def after_fit(self) -> None:
         if self.config.fit.test_after_fit and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+
+def _checkpoint_file(folder: RunFolder, asked: str) -> Path:
+    """The file of a --ckpt_path, which may be the last or the best of the run. Raises UserError if there is none."""
+    if asked == "last":
+        if folder.last is None:
+            raise UserError(
+                f"{folder.checkpoints / 'last.ckpt'}: no such checkpoint; there is nothing of --run to go on from"
+            )
+        return folder.last
+    if asked == "best":
+        if folder.last is None or (best := best_checkpoint(folder.last)) is None:
+            raise UserError(
+                f"--ckpt_path best: {folder} kept no best checkpoint, because its training did not monitor a metric "
+                "(--checkpoint.monitor val/cider --checkpoint.mode max does) or has none; say last, or name a file"
+            )
+        return best
+    if not Path(asked).is_file():
+        raise UserError(f"{asked}: no such checkpoint; a run's are in runs/RUN/checkpoints")
+    return Path(asked)
+
+
+def _check_resumable(checkpoint: dict[str, Any], path: Path, class_path: str) -> None:
+    """Raises UserError if a training of this stage cannot go on from the checkpoint."""
+    run = path.parent.parent
+    if "stage" not in checkpoint and is_run(str(run)):  # an older distcap's says nothing, but its run does
+        model = read_config(str(run)).get("model")
+        if isinstance(model, dict) and isinstance(model.get("class_path"), str):
+            checkpoint = {**checkpoint, "stage": model["class_path"].rpartition(".")[2]}
+    check_stage(checkpoint, class_path.rpartition(".")[2], run)
+    if not {"optimizer_states", "lr_schedulers"} <= checkpoint.keys():
+        raise UserError(f"{path} holds weights alone, with which a training cannot go on; evaluate it, or name another")
 
 
 def run(args: Sequence[str]) -> DistcapCLI:
     """Run fit, validate, test or predict."""
     # Lightning counts loader workers against cores; a benchmark in memory wants none.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # what is there is asked about, see RunFolder
     warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
     # Frozen networks are, and a policy samples without dropout.
     warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")
@@ -141,15 +273,17 @@ def run(args: Sequence[str]) -> DistcapCLI:
         lambda record: "Tip:" not in record.getMessage()
     )
     defaults = str(configs_folder() / "defaults.yaml")
-    return DistcapCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        parser_class=Parser,
-        parser_kwargs={command: {"default_config_files": [defaults]} for command in STAGE_COMMANDS},
-        save_config_callback=SaveConfig,
-        save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
-        trainer_defaults={"callbacks": [Predictions()]},
-        args=list(args),
-    )
+    with ExitStack() as owned:
+        return DistcapCLI(
+            owned,
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=Parser,
+            parser_kwargs={command: {"default_config_files": [defaults]} for command in STAGE_COMMANDS},
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
+            trainer_defaults={"callbacks": [Predictions()]},
+            args=list(args),
+        )

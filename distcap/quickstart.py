@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from distcap import lightning_cli
+from distcap.files import write_whole
 from distcap.shipped import find_configs
-from distcap.steps import Step
+from distcap.steps import Step, check_ended
 from distcap.types import UserError
 from distcap.walk import Stride, claim, walk
 
@@ -50,18 +51,20 @@ def _fit(step: Step, run: str, seed: int, size: float) -> None:
         command.append(f"--trainer.max_steps={max(1, round(size * step.config['trainer']['max_steps']))}")
     print("  distcap", *command, flush=True)
     lightning_cli.run(find_configs(command))
+    check_ended(Path("runs") / run / step.name)
 
 
 def _report(folder: Path, seconds: dict[str, float]) -> None:
     from distcap.report import report
+    from distcap.report.runs import read_metrics
 
     runs = {}
     for name in CAPTIONERS:
-        scores = json.loads((folder / name / "metrics.json").read_text())["test"]
+        scores = read_metrics(folder / name / "metrics.json").get("test", {})
         runs[name] = {key: scores[key] for key in (*KEYS, "meteor", "spice") if key in scores}
     begin = time.perf_counter()
     page = report(folder)
     took = {**seconds, "report": round(time.perf_counter() - begin, 1)}
-    (folder / "summary.json").write_text(json.dumps({"runs": runs, "seconds": took}, indent=2))
+    write_whole(folder / "summary.json", json.dumps({"runs": runs, "seconds": took}, indent=2))
     print(f"\n{sum(took.values()):.0f} s of training, evaluation and report. The figures: {folder / 'summary.json'}")
     print(f"Open {page.resolve().as_uri()}")

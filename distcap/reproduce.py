@@ -5,6 +5,7 @@ from pathlib import Path
 
 from distcap import lightning_cli
 from distcap.shipped import configs_folder
+from distcap.steps import check_ended, resuming
 from distcap.types import UserError
 from distcap.walk import Stride, claim, walk
 
@@ -58,10 +59,10 @@ def _fit(run: str, configs: list[str], root: Path, seed: int) -> None:
     command = ["fit", *(part for config in configs for part in ("--config", config)), "--run", run]
     command += ["--seed_everything", str(seed)]
     command += [f"--data.annotations={root / 'dataset_coco.json'}", f"--data.images={root}"]
-    if (last := Path("runs") / run / "checkpoints" / "last.ckpt").exists():
-        command += ["--ckpt_path", str(last)]
+    command += resuming(Path("runs") / run)
     print("  distcap", *command, flush=True)
     lightning_cli.run(command)
+    check_ended(Path("runs") / run)
 
 
 def _report(folder: Path) -> None:

@@ -9,7 +9,9 @@ from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, Literal
 
+from distcap.run_folder import RunFolder
 from distcap.shipped import configs_folder, find_configs
+from distcap.types import UserError
 
 CHANCE = {"judge": 1000, "second": 2000, "sharp": 2000}
 """Added to the seed for the training of CLIPs that are to differ from the first, not for their pictures."""
@@ -40,8 +42,7 @@ class Step:
         chance = ["--seed_everything", str(seed + CHANCE.get(self.name, 0))]
         found = [self.command, *configs, "--run", f"{family}/{self.name}", *chance]
         found += [f"--data.root={data}", f"--data.seed={seed}", *self.more]
-        last = Path("runs") / family / self.name / "checkpoints" / "last.ckpt"
-        return [*found, "--ckpt_path", str(last)] if self.command == "fit" and last.exists() else found
+        return found + (resuming(Path("runs") / family / self.name) if self.command == "fit" else [])
 
     @property
     def texts(self) -> list[str]:
@@ -77,6 +78,18 @@ class Step:
         named = {by_name[name] for name in re.findall(r'"@(\w+)"', text)}
         found = named.union(*(step.foundations for step in named))
         return tuple(step for step in by_name.values() if step in found)
+
+
+def resuming(run: Path) -> list[str]:
+    """Arguments of `distcap fit` that go on with what was begun in a run's folder, if anything was."""
+    folder = RunFolder(run)
+    return [] if folder.last is None else ["--ckpt_path", "last"]
+
+
+def check_ended(run: Path) -> None:
+    """Raises UserError if a training returned and left nothing, as one does that is ended from outside."""
+    if RunFolder(run).product is None:
+        raise UserError(f"{run} was ended from outside before its training was done; the same command goes on with it")
 
 
 MLE = Step("mle", ("demo/mle.yaml",), "teacher forcing")

@@ -22,6 +22,10 @@ class UserError(Exception):
     """
 
 
+class NotFinite(UserError):
+    """A loss, a reward or a weight is infinite or not a number: a training that goes on from there learns nothing."""
+
+
 @dataclass(eq=False)
 class Batch:
     """What every data module yields: pixels and strings. Tokens belong to the captioner."""

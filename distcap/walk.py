@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distcap.files import read_json, write_whole
 from distcap.types import UserError
 
 
@@ -31,11 +32,15 @@ def claim(folder: Path, recipe: dict[str, Any], name: str) -> None:
     Raises:
         UserError: the folder holds what another recipe began.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.json"
-    if file.exists() and json.loads(file.read_text()) != recipe:
-        raise UserError(f"{folder} holds a {name} of {file.read_text()}; name another with --run, or delete it")
-    file.write_text(json.dumps(recipe))
+    if file.exists() and (found := read_json(file, lambda found: isinstance(found, dict))) != recipe:
+        if found is None:
+            raise UserError(
+                f"{file} is damaged: what {folder} was begun with is not known; name another with --run, or, if it was "
+                f"{json.dumps(recipe)}, delete that file"
+            )
+        raise UserError(f"{folder} holds a {name} of {json.dumps(found)}; name another with --run, or delete it")
+    write_whole(file, json.dumps(recipe))
 
 
 def walk(strides: Sequence[Stride], file: Path) -> dict[str, float]:
@@ -48,7 +53,8 @@ def walk(strides: Sequence[Stride], file: Path) -> dict[str, float]:
     Returns:
         What the file says in the end.
     """
-    seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    # Damaged, it says of no step that it is done: each is done again, which is quick where a run is trained already.
+    seconds: dict[str, float] = read_json(file, _are_seconds) or {}
     for number, stride in enumerate(strides, 1):
         title = f"[{number}/{len(strides)}] {stride.name}: {stride.what}"
         if stride.name in seconds:
@@ -62,5 +68,9 @@ def walk(strides: Sequence[Stride], file: Path) -> dict[str, float]:
             print(f"\nStopped in step {stride.name}; the same command goes on from here.", file=sys.stderr)
             raise
         seconds[stride.name] = round(time.perf_counter() - begin, 1)
-        file.write_text(json.dumps(seconds))
+        write_whole(file, json.dumps(seconds))
     return seconds
+
+
+def _are_seconds(found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values())

@@ -163,6 +163,23 @@ def test_a_run_of_another_config_than_todays_is_not_passed_off_as_done(commands:
         go()
 
 
+@pytest.mark.parametrize("content", ["", '{"train": 1', "[]"])
+def test_a_run_whose_marker_is_damaged_is_gone_on_with(content: str, commands: Commands) -> None:
+    go()
+    commands.lines = []
+    Path("runs/ablation/seed-0/scst/seconds.json").write_text(content)
+    go()
+    assert commands.runs == ["seed-0/scst"]
+
+
+def test_captions_that_are_damaged_are_one_line(commands: Commands) -> None:
+    go()
+    Path("runs/ablation/seed-0/mle/captions_test.json").write_text("[{")
+    Path("runs/ablation/seed-0/scst/seconds.json").unlink()
+    with pytest.raises(UserError, match=r"mle/captions_test\.json is damaged; delete"):
+        go()
+
+
 def test_a_half_done_run_goes_on_from_its_checkpoint(commands: Commands) -> None:
     last = Path("runs/ablation/seed-0/full/checkpoints/last.ckpt")
     last.parent.mkdir(parents=True)

@@ -11,7 +11,7 @@ import pytest
 import distcap
 
 FLOORS = (
-    {"types", "checks", "pictures", "functional", "ngrams", "corruptions", "shipped"},
+    {"types", "checks", "pictures", "files", "functional", "ngrams", "corruptions", "shipped"},
     {"models", "data", "finding"},
     {"view", "corpus", "trained"},
     {"experience"},  # knows a corpus by its protocol alone
@@ -22,6 +22,9 @@ FLOORS = (
         "cli",
         "commands",
         "lightning_cli",
+        "run_folder",
+        "checkpoints",
+        "curves",
         "steps",
         "quickstart",
         "walk",

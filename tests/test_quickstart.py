@@ -1,6 +1,7 @@
 """The quickstart's steps, with a `distcap fit` that only pretends to train."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ class Fit:
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
         self.fails = ""
+        self.returns = ""
+        """A step that returns and leaves nothing, as one does that is ended from outside."""
 
     def __call__(self, command: list[str]) -> None:
         self.commands.append(command)
@@ -27,6 +30,9 @@ class Fit:
         (folder / "checkpoints" / "last.ckpt").touch()
         if folder.name == self.fails:
             raise OSError("no space left")
+        if folder.name == self.returns:
+            return
+        (folder / "captioner").mkdir()
         if folder.name in CAPTIONERS:
             (folder / "metrics.json").write_text(json.dumps({"test": SCORES | {"meteor": 0.3, "distinct@1": 0.1}}))
 
@@ -78,7 +84,7 @@ def test_a_demo_that_failed_goes_on_with_the_checkpoint_of_its_last_step(
     fit.fails, fit.commands = "", []
     run_quickstart("demo", seed=0, size=1.0)
     assert fit.steps == ["mle", "clip_only", "distcap"]
-    assert fit.option("--ckpt_path", 0) == "runs/demo/mle/checkpoints/last.ckpt"
+    assert fit.option("--ckpt_path", 0) == "last"
     assert "--ckpt_path" not in fit.commands[1]
 
 
@@ -93,6 +99,34 @@ def test_a_demo_of_another_seed_is_not_overwritten(fit: Fit) -> None:
     run_quickstart("demo", seed=0, size=1.0)
     with pytest.raises(UserError, match="name another with --run"):
         run_quickstart("demo", seed=1, size=1.0)
+
+
+def test_a_step_that_leaves_nothing_is_not_done(fit: Fit) -> None:
+    fit.returns = "mle"
+    with pytest.raises(UserError, match=r"runs/demo/mle was ended from outside.*the same command goes on"):
+        run_quickstart("demo", seed=0, size=1.0)
+    assert list(json.loads(Path("runs/demo/seconds.json").read_text())) == ["clip", "judge"]
+
+
+@pytest.mark.parametrize("content", ["", '{"clip": 1', "[]", '{"clip": "long"}', "\0\0"])
+def test_a_file_of_seconds_that_is_damaged_says_of_no_step_that_it_is_done(fit: Fit, content: str) -> None:
+    run_quickstart("demo", seed=0, size=1.0)
+    fit.commands = []
+    Path("runs/demo/seconds.json").write_text(content)
+    shutil.rmtree("runs/demo/clip/clip", ignore_errors=True)
+    for folder in Path("runs/demo").glob("*/captioner"):
+        folder.rmdir()
+    run_quickstart("demo", seed=0, size=1.0)
+    assert fit.steps == [step.name for step in steps()]
+    assert all("--ckpt_path" in command for command in fit.commands)  # what is trained already is not trained again
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\0"])
+def test_a_recipe_that_is_damaged_is_one_line_that_says_what_to_do(fit: Fit, content: str) -> None:
+    run_quickstart("demo", seed=0, size=1.0)
+    Path("runs/demo/demo.json").write_text(content)
+    with pytest.raises(UserError, match=r'runs/demo/demo\.json is damaged.*"seed": 0.*delete that file'):
+        run_quickstart("demo", seed=0, size=1.0)
 
 
 def test_size_scales_the_steps_of_every_config(fit: Fit) -> None:

@@ -1,8 +1,9 @@
 """Callbacks, attached in YAML."""
 
+from distcap.callbacks.checkpoints import Checkpoints
 from distcap.callbacks.dashboard import Dashboard
 from distcap.callbacks.evaluation import Evaluation
 from distcap.callbacks.hacking import HackingWatch
 from distcap.callbacks.predictions import Predictions
 
-__all__ = ["Dashboard", "Evaluation", "HackingWatch", "Predictions"]
+__all__ = ["Checkpoints", "Dashboard", "Evaluation", "HackingWatch", "Predictions"]

@@ -71,8 +71,9 @@ class Dashboard(Callback):
                 logger.log_metrics({"val/tradeoff": _chart(self._points)}, trainer.global_step)
         self._alert(trainer)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for logger in wandb_loggers(trainer) if self.artifact else ():
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The stage may have handed over only when the training had ended."""
+        for logger in wandb_loggers(trainer) if self.artifact and stage == "fit" else ():
             _upload(logger, Path(trainer.default_root_dir))
 
     def _alert(self, trainer: Trainer) -> None:

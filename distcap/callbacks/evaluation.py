@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from distcap.callbacks.dashboard import wandb_loggers
+from distcap.files import read_json, write_whole
 from distcap.functional import ranks
 from distcap.metrics.domains import domain_scores
 from distcap.metrics.ngram import split_scores, writing_scores
@@ -127,9 +128,9 @@ class Evaluation(Callback):
             _update_json(folder / "metrics.json", split, scores)
             how = signature(type(data).__name__, split, references, stage.decoder)
             table = {"image_ids": list(captions), "scores": each, "signature": how}
-            (folder / f"scores_{split}.json").write_text(json.dumps(table))
+            write_whole(folder / f"scores_{split}.json", json.dumps(table))
             rows = caption_table(captions, references, files, similarity, images)
-            (folder / f"captions_{split}.json").write_text(json.dumps(rows, indent=1))
+            write_whole(folder / f"captions_{split}.json", json.dumps(rows, indent=1))
             _log_table(trainer, split, rows[:64])
 
 
@@ -179,9 +180,10 @@ def _gather(captions: dict[int, str], world_size: int) -> dict[int, str]:
 
 
 def _update_json(file: Path, split: str, scores: dict[str, float]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    found = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps({**found, split: scores}, indent=2))
+    found = read_json(file, lambda found: isinstance(found, dict))
+    if found is None and file.exists():
+        log.warning("%s was damaged: what it said of other splits is lost", file)
+    write_whole(file, json.dumps({**(found or {}), split: scores}, indent=2))
 
 
 def _log_table(trainer: Trainer, split: str, rows: list[dict[str, Any]]) -> None:

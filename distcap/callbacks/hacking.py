@@ -11,6 +11,8 @@ from typing import Any, Literal
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from distcap.files import write_whole
+
 log = logging.getLogger(__name__)
 
 REWARDS = "reward/sampled/"
@@ -263,9 +265,7 @@ class HackingWatch(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            file = Path(trainer.default_root_dir) / "health.json"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(self.found, indent=1))
+            write_whole(Path(trainer.default_root_dir) / "health.json", json.dumps(self.found, indent=1))
 
 
 def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from distcap.files import write_whole
 from distcap.types import UserError
 
 
@@ -36,6 +37,5 @@ class Predictions(Callback):
         # Each process captions its share of the images.
         name = "predictions.json" if trainer.world_size == 1 else f"predictions-{trainer.global_rank}.json"
         file = Path(trainer.default_root_dir) / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+        write_whole(file, json.dumps(rows, indent=1, ensure_ascii=False))
         print(f"{len(rows)} captions written to {file}")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from distcap.files import write_whole
 from distcap.types import UserError
 
 Format = Literal["jsonl", "csv", "txt"]
@@ -83,11 +84,7 @@ class Output:
 
 
 def _replace(path: Path, text: str) -> None:
-    new = path.with_name(f"{path.name}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # File names need be no text; what cannot be written is escaped, which JSON reads back.
-        new.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
-        new.replace(path)
+        write_whole(path, text)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}); mend that, and the same command goes on") from error

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distcap.files import read_json, write_whole
 from distcap.types import UserError
 
 
@@ -27,13 +28,14 @@ class Unfinished:
         self.folder = folder
         self._lines = folder / "captions.jsonl"
         file = folder / "recipe.json"
-        if file.exists() and (before := json.loads(file.read_text())) != recipe:
+        if file.exists() and (before := read_json(file, lambda found: isinstance(found, dict))) != recipe:
+            if before is None:
+                raise UserError(f"{file} is damaged: what was begun there is not known; delete the folder {folder}")
             differ = ", ".join(f"{key}: {before.get(key)!r}" for key in recipe if before.get(key) != recipe[key])
             raise UserError(
                 f"{folder} was begun otherwise ({differ}); repeat that command to go on with it, or delete the folder"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(recipe))
+        write_whole(file, json.dumps(recipe))
         self._said = self._read()
 
     def _read(self) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +49,11 @@ class TrainedRun:
         config = _config(folder)
         if "captioner" not in config["model"]["init_args"] or not (folder / "captioner").is_dir():
             stage = config["model"]["class_path"].rsplit(".", 1)[-1]
+            train = f"distcap fit --config {folder}/config.yaml --run {os.path.relpath(folder, 'runs')}"
+            resume = " --ckpt_path last" if any(folder.glob("checkpoints/*.ckpt")) else ""
             raise UserError(
                 f"{folder} holds no captioner, its stage is {stage}: MLE and RL leave one when their training ends; go "
-                f"on with an interrupted one by `distcap fit --config {folder}/config.yaml --ckpt_path "
-                f"{folder}/checkpoints/last.ckpt`"
+                f"on with an interrupted one by `{train}{resume}`"
             )
         metrics = _read_json(folder / "metrics.json", {})
         scores = {split: _read_json(folder / f"scores_{split}.json", {}) for split in metrics}

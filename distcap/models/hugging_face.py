@@ -16,9 +16,9 @@ from distcap.models.captioner import Captioner, Sampler
 from distcap.models.checkpointing import checkpoint_layers
 from distcap.models.guidance import guide
 from distcap.models.image_processor import image_processor
+from distcap.models.loading import SAFE, as_data, check_config, check_vocabulary
 from distcap.models.lora import FILE as ADAPTERS
 from distcap.models.lora import Lora, load_adapters, merged, save_adapters
-from distcap.models.loading import SAFE, as_data, check_config, check_vocabulary
 from distcap.types import UserError
 
 log = logging.getLogger(__name__)

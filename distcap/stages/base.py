@@ -1,6 +1,8 @@
 """What the stages of training share."""
 
 import hashlib
+import json
+import math
 import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,8 +15,12 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from distcap.data import ImageData
+from distcap.files import whole_folder
 from distcap.models import Captioner, Sampler
-from distcap.types import Batch, UserError
+from distcap.types import Batch, NotFinite, UserError
+
+SKIPPED = 50
+"""Steps in a row that float16 may skip while it looks for a scale at which gradients are finite."""
 
 
 def draw_from(*key: object) -> None:
@@ -46,6 +52,30 @@ def check_lengths(captioner: Captioner, lengths: Mapping[str, int], stage: str) 
         captioner.allow(name, tokens)
 
 
+def check_stage(checkpoint: Mapping[str, Any], stage: str, run: Path) -> None:
+    """See that a checkpoint is one of the stage that is to go on with it: another one's steps are not its own.
+
+    Args:
+        checkpoint: what was read.
+        stage: name of the stage's class.
+        run: the folder of the run that the checkpoint is of.
+
+    Raises:
+        UserError: another stage wrote it.
+    """
+    if (wrote := checkpoint.get("stage", stage)) == stage:
+        return
+    remedy = f"name a checkpoint of a {stage} run"
+    if any(name.startswith("captioner.") for name in checkpoint["state_dict"]):
+        remedy = f"to begin with its captioner, say --model.captioner.init_from {run} instead of --ckpt_path"
+    raise UserError(f"the checkpoint is of the stage {wrote}, whose steps {stage} cannot go on with; {remedy}")
+
+
+def not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first one that holds anything infinite or not a number; None if all is well."""
+    return next((name for name, value in weights if value.is_floating_point() and not value.isfinite().all()), None)
+
+
 class Stage(LightningModule):
     """A LightningModule with AdamW, warm-up, and clipping by parameter group.
 
@@ -62,6 +92,8 @@ class Stage(LightningModule):
 
     corpus: ImageData | None = None
     """Another data set, for a stage that reads its human captions."""
+    product: str | None = None
+    """The folder in RUN that the stage hands over to later ones; None for a stage that hands nothing over."""
 
     def __init__(
         self,
@@ -77,6 +109,8 @@ class Stage(LightningModule):
         self.warmup_steps = warmup_steps
         self.schedule = schedule
         self.clip_gradient = clip_gradient
+        self._skipped = 0
+        self._handed_over = False
 
     def setup(self, stage: str) -> None:
         """Refuse what a Trainer can be told and a stage would not do.
@@ -143,9 +177,17 @@ class Stage(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        if self.clip_gradient:
-            for group in optimizer.param_groups:
-                nn.utils.clip_grad_norm_(group["params"], self.clip_gradient)
+        limit = self.clip_gradient or math.inf
+        self._check_norms([nn.utils.clip_grad_norm_(group["params"], limit) for group in optimizer.param_groups])
+
+    def _check_norms(self, norms: list[Tensor]) -> None:
+        """Raises NotFinite before a gradient spoils the weights. All processes have the same one, and stop together."""
+        self._skipped = 0 if bool(sum(norm.to(self.device) for norm in norms).isfinite()) else self._skipped + 1  # type: ignore[union-attr]
+        # Float16 skips a step of infinite gradients by itself, and scales the next one down.
+        if self._skipped > (SKIPPED if self.trainer.precision == "16-mixed" else 0):
+            losses = {name: value for name, value in self.trainer.callback_metrics.items() if "loss" in name}
+            bad = [f"{name} is {float(value)}" for name, value in losses.items() if not value.isfinite()]
+            raise NotFinite(", ".join(bad) or "the gradient is infinite or not a number")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Each step draws from a seed of its own, so that a run that was interrupted draws on as if it had not been."""
@@ -169,6 +211,63 @@ class Stage(LightningModule):
                 f"{reader}, and {data.name} has no human captions of its {split} images; {data.captions_hint}"
             )
         return references
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_finite()
+        checkpoint["stage"] = type(self).__name__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_stage(checkpoint)
+        self._check_weights(checkpoint["state_dict"])
+
+    def _check_stage(self, checkpoint: Mapping[str, Any]) -> None:
+        """Whose captioner is evaluated is another matter than whose steps are gone on with."""
+        if self.trainer.training:
+            check_stage(checkpoint, type(self).__name__, Path(str(self.trainer.ckpt_path)).parent.parent)
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """By name, what a checkpoint must hold, neither more nor less."""
+        return self.state_dict()
+
+    def _check_weights(self, found: Mapping[str, Tensor]) -> None:
+        """Raises UserError if a checkpoint's weights are not those of this model."""
+        own = self.own_weights()
+        faults = [f"lacks {name}" for name in own if name not in found]
+        faults += [f"has {name}, which is unknown here" for name in found if name not in own]
+        faults += [
+            f"has {name} of shape {list(found[name].shape)}, and here it is {list(value.shape)}"
+            for name, value in own.items()
+            if name in found and found[name].shape != value.shape
+        ]
+        if not faults and (bad := not_finite(found.items())):
+            faults = [f"has values in {bad} that are infinite or not a number"]
+        if faults:
+            more = f", and {len(faults) - 1} more differences" if len(faults) > 1 else ""
+            raise UserError(
+                f"the checkpoint is of another model: it {faults[0]}{more}; go on with the settings and the data of the "
+                "run that wrote it, which are in its config.yaml"
+            )
+
+    def _check_finite(self) -> None:
+        """Raises NotFinite if what was trained must not be kept."""
+        if bad := not_finite((name, value) for name, value in self.named_parameters() if value.requires_grad):
+            raise NotFinite(f"the weight {bad} is infinite or not a number")
+
+    def hand_over(self, folder: Path) -> None:
+        """Write what later stages need to an empty folder, which becomes RUN/PRODUCT."""
+        raise NotImplementedError
+
+    def on_train_end(self) -> None:
+        if self.product and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._check_finite()
+            with whole_folder(Path(self.trainer.default_root_dir) / self.product) as folder:
+                self.hand_over(folder)
+        self._handed_over = True
+
+    def on_fit_end(self) -> None:
+        """A training that had taken all its steps before it was killed has nothing to train, but all to hand over."""
+        if not self._handed_over and self.trainer.global_step:
+            self.on_train_end()
 
     def log_train(self, values: Mapping[str, Tensor | float], prog_bar: bool = False) -> None:
         """Log values of a step: means over all processes, each of which has its own share of the batch."""
@@ -216,21 +315,38 @@ class CaptionerStage(Stage):
         check_lengths(self.captioner, self.lengths(), stage)
         self._fingerprint = fingerprint(self._frozen())  # before anything changes their device or precision
 
+    product = "captioner"
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Of the captioner only what is trained, and a fingerprint of the rest, which `init_from` gives again."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["vocabulary"] = self._vocabulary()
         frozen = self._frozen()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         checkpoint["frozen"] = self._fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_stage(checkpoint)
         self._untrained = False
         if checkpoint.get("frozen", self._fingerprint) != self._fingerprint:
             raise UserError(
                 "the checkpoint's captioner has other frozen weights than model.captioner.init_from gives now; name "
                 "the same one, with the same freeze_encoder and lora"
             )
+        if checkpoint.get("vocabulary", self._vocabulary()) != self._vocabulary():
+            raise UserError(
+                "the checkpoint's captioner made its vocabulary of other captions than these; go on with the data that "
+                "it began with, or name its run with --model.captioner.init_from instead of a checkpoint"
+            )
         # Loading stays strict: what is trained must be there, all of it.
         checkpoint["state_dict"] = {**self._frozen(), **checkpoint["state_dict"]}
+        super().on_load_checkpoint(checkpoint)
+
+    def _vocabulary(self) -> str:
+        """Changes with the words of a captioner's tokenizer and their numbers; of one without a tokenizer, nothing."""
+        tokenizer = getattr(self.captioner, "tokenizer", None)
+        words = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+        return hashlib.sha256(json.dumps(sorted(words.items())).encode()).hexdigest()[:16]
 
     def _frozen(self) -> dict[str, Tensor]:
         """The captioner's frozen weights, by their names in a checkpoint."""
@@ -273,7 +389,6 @@ class CaptionerStage(Stage):
     test_step = validation_step  # type: ignore[assignment]
     predict_step = validation_step  # type: ignore[assignment]
 
-    def on_train_end(self) -> None:
-        """Hand the captioner over in the Hugging Face format, to any later stage and any other program."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.captioner.save_pretrained(Path(self.trainer.default_root_dir) / "captioner")
+    def hand_over(self, folder: Path) -> None:
+        """In the Hugging Face format, for any later stage and any other program."""
+        self.captioner.save_pretrained(folder)

@@ -35,6 +35,8 @@ class Clip(Stage):
         UserError: there is no CLIP to go on from, or it is another model.
     """
 
+    product = "clip"
+
     def __init__(
         self,
         model_cfg: dict[str, Any],
@@ -110,13 +112,11 @@ class Clip(Stage):
         loss = self._loss(batch, [texts[-1] for texts in batch.captions])
         self.log("val/loss", loss, batch_size=len(batch), prog_bar=True, sync_dist=True)
 
-    def on_train_end(self) -> None:
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            from safetensors.torch import save_file
+    def hand_over(self, folder: Path) -> None:
+        """In open_clip's format."""
+        from safetensors.torch import save_file
 
-            folder = Path(self.trainer.default_root_dir) / "clip"
-            folder.mkdir(parents=True, exist_ok=True)
-            config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
-            (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
-            weights = {name: value.contiguous() for name, value in self.net.state_dict().items()}
-            save_file(weights, folder / "open_clip_model.safetensors")
+        config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
+        (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
+        weights = {name: value.contiguous() for name, value in self.net.state_dict().items()}
+        save_file(weights, folder / "open_clip_model.safetensors")

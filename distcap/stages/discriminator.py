@@ -31,6 +31,8 @@ class DiscriminatorStage(Stage):
         weight_decay: of AdamW.
     """
 
+    product = "discriminator"
+
     def __init__(
         self, clip: FrozenClip, hidden: tuple[int, ...], images: bool, learning_rate: float, weight_decay: float
     ) -> None:
@@ -73,9 +75,8 @@ class DiscriminatorStage(Stage):
     def _accuracy(self, images: Tensor | None, captions: Tensor, human: Tensor) -> Tensor:
         return ((self.discriminator(images, captions) > 0) == human).float().mean()
 
-    def on_train_end(self) -> None:
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.discriminator.save(Path(self.trainer.default_root_dir) / "discriminator")
+    def hand_over(self, folder: Path) -> None:
+        self.discriminator.save(folder)
 
 
 class TrainDiscriminator(DiscriminatorStage):
@@ -138,10 +139,15 @@ class TrainDiscriminator(DiscriminatorStage):
         )
         return experience.human_or_sampled()
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """The captioner is frozen and comes from its own run."""
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("captioner.")}
-        self.strict_loading = False
+    def own_weights(self) -> dict[str, Tensor]:
+        """Without the captioner, which is frozen and comes from its own run."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("captioner.")}
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        own = self.own_weights()
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self.strict_loading = False

@@ -1,0 +1,53 @@
+"""What is written is there whole or not at all, and what is damaged is told from what is not there."""
+
+from pathlib import Path
+
+import pytest
+
+from distcap.files import read_json, whole_file, whole_folder, write_whole
+
+
+def test_a_kill_while_a_file_is_written_leaves_the_one_that_there_was(tmp_path: Path) -> None:
+    write_whole(file := tmp_path / "deep" / "a.json", "before")
+    with pytest.raises(KeyboardInterrupt), whole_file(file) as part:
+        part.write_text("ha")
+        raise KeyboardInterrupt
+    assert [(left.name, left.read_text()) for left in file.parent.iterdir()] == [("a.json", "before")]
+
+
+def test_a_file_is_replaced_at_once(tmp_path: Path) -> None:
+    write_whole(file := tmp_path / "a.txt", "before")
+    with whole_file(file) as part:
+        part.write_text("after")
+        assert file.read_text() == "before"
+    assert file.read_text() == "after"
+
+
+def test_a_folder_is_replaced_at_once_with_all_that_was_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").touch()
+    (tmp_path / "a.new").mkdir()
+    (tmp_path / "a.new" / "half").touch()  # of a process that was killed
+    with whole_folder(tmp_path / "a") as part:
+        (part / "new").touch()
+        assert [file.name for file in (tmp_path / "a").iterdir()] == ["old"]
+    assert sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*")) == ["a", "a/new"]
+
+
+def test_a_folder_that_could_not_be_written_to_its_end_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk"), whole_folder(tmp_path / "a") as part:
+        (part / "half").touch()
+        raise OSError("disk")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"[1]", b"\xff\xfe{", b"null", b"[" * 100_000, bytes(100)])
+def test_damaged_json_is_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    assert read_json(tmp_path / "a.json", lambda found: isinstance(found, dict)) is None
+    assert read_json(tmp_path / "none.json", lambda found: True) is None
+
+
+def test_json_that_is_right_is_read(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a.json", '{"a": 1}')
+    assert read_json(tmp_path / "a.json", lambda found: isinstance(found, dict)) == {"a": 1}
