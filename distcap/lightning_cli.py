@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+import signal
+import time
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -11,10 +13,11 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from distcap.callbacks import Dashboard, Predictions
+from distcap.callbacks import Checkpoint, Dashboard, Interruption, Predictions
 from distcap.cli import STAGE_COMMANDS
 from distcap.data import CocoCaptions, ImageFolder
 from distcap.shipped import configs_folder
@@ -25,6 +28,12 @@ ON_DISK: dict[str, type[CocoCaptions | ImageFolder]] = {
     "distcap.data.ImageFolder": ImageFolder,
 }
 """Data that must be there already: what is wrong with it is known at once."""
+
+
+PATIENCE = 3.0
+"""Seconds that a process has to end by itself, for it sees that the connection is closed."""
+LOST = re.compile(r"gloo|NCCL|(connection|socket).*(closed|reset)|broken pipe", re.IGNORECASE)
+"""What a collective says when the process at the other end is gone."""
 
 
 class Parser(LightningArgumentParser):
@@ -70,7 +79,7 @@ class DistcapCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str, default="unnamed", help="Everything is written to runs/RUN.")
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the captioner when fit is done.")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_on_exception": True})
         # Else what is saved last is the last validated epoch, and not the captioner that training ended with.
         parser.set_defaults({"checkpoint.save_on_train_epoch_end": True})
@@ -114,9 +123,37 @@ class DistcapCLI(LightningCLI):
                 cause = cause.__cause__ or cause.__context__
             raise cause or error from None
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException as error:
+            end_processes(self.trainer)
+            if line := of_the_user(error):
+                raise UserError(line) from error
+            raise
+
     def after_fit(self) -> None:
         if self.config.fit.test_after_fit and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+
+def end_processes(trainer: Trainer) -> None:
+    """End the processes that Lightning has started and that would wait for this one; none should outlive it."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        begin = time.monotonic()
+        while time.monotonic() < begin + PATIENCE and any(process.poll() is None for process in launcher.procs):
+            time.sleep(0.05)
+        launcher.kill(signal.SIGKILL)
+
+
+def of_the_user(error: BaseException) -> str | None:
+    """One line about what the user can fix, of the errors that are no UserError; None for a bug."""
+    if isinstance(error, MisconfigurationException):
+        return " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and LOST.search(str(error)):
+        return "another process of this run has ended, and this one cannot go on without it; what that one said is why"
+    return None
 
 
 def run(args: Sequence[str]) -> DistcapCLI:
@@ -141,6 +178,6 @@ def run(args: Sequence[str]) -> DistcapCLI:
         parser_kwargs={command: {"default_config_files": [defaults]} for command in STAGE_COMMANDS},
         save_config_callback=SaveConfig,
         save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
-        trainer_defaults={"callbacks": [Predictions()]},
+        trainer_defaults={"callbacks": [Predictions(), Interruption()]},
         args=list(args),
     )

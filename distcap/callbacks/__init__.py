@@ -1,8 +1,10 @@
 """Callbacks, attached in YAML."""
 
+from distcap.callbacks.checkpoint import Checkpoint
 from distcap.callbacks.dashboard import Dashboard
 from distcap.callbacks.evaluation import Evaluation
 from distcap.callbacks.hacking import HackingWatch
+from distcap.callbacks.interruption import Interruption
 from distcap.callbacks.predictions import Predictions
 
-__all__ = ["Dashboard", "Evaluation", "HackingWatch", "Predictions"]
+__all__ = ["Checkpoint", "Dashboard", "Evaluation", "HackingWatch", "Interruption", "Predictions"]

@@ -11,8 +11,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from distcap.data.annotations import Entry
-from distcap.data.images import ImageDataset, ImageLoader, OnError, loader
+from distcap.data.images import ImageDataset, ImageLoader, Loader, OnError, loader
 from distcap.data.sampler import EpochSampler
+from distcap.data.training import TrainingLoader
 from distcap.types import UserError
 
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -29,8 +30,8 @@ class ImageData(LightningDataModule, ABC):
     """Images with several human captions each, or with none at all, as batches of pixels and strings.
 
     Pixels are RGB in [0, 1], squashed to a square; each model normalises them as it was trained to. Training batches
-    are shuffled by `seed` and epoch alone: neither the number of workers nor an interruption between two epochs changes
-    them, and two processes with half the batch size each see together what one sees.
+    are shuffled by `seed` and epoch alone: neither the number of workers nor an interruption changes them, and two
+    processes with half the batch size each see together what one sees.
 
     A subclass says which images there are (`_read`), where (`_folder`), and how to get them (`hint`). Its arguments
     beyond those are the ones below.
@@ -149,7 +150,7 @@ class ImageData(LightningDataModule, ABC):
             raise ValueError(f"image id {int(strangers[0])} is a neighbour, but no training image")
         self._neighbours = rows[places]
 
-    def train_dataloader(self) -> ImageLoader:
+    def train_dataloader(self) -> TrainingLoader:
         dataset = self.dataset("train")
         processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if len(dataset) < self.batch_size * processes:
@@ -157,13 +158,12 @@ class ImageData(LightningDataModule, ABC):
                 f"train has {len(dataset)} images, too few for one batch of {self.batch_size} in each of {processes} "
                 "process(es); lower --data.batch_size"
             )
-        # A DistributedSampler even for one process: Lightning tells it the epoch and leaves its seed alone. It draws
-        # from seed + epoch, hence the factor: without it, seed 1 would replay seed 0 one epoch ahead.
-        sampler = EpochSampler(dataset, processes, rank, shuffle=True, seed=self.seed * 1_000_003, drop_last=True)
-        sampler.trainer = self.trainer
-        if self.group_size > 1:
-            sampler.neighbours, sampler.group_size = self._known_neighbours(processes), self.group_size
-        return self._loader("train", self.batch_size, sampler=sampler, drop_last=True)
+        neighbours = self._known_neighbours(processes) if self.group_size > 1 else None
+        ids = [entry.image_id for entry in dataset.entries]
+        sampler = EpochSampler(ids, self.batch_size, processes, rank, self.seed, neighbours, self.group_size)
+        found = self._loader("train", self.batch_size, TrainingLoader, sampler=sampler, drop_last=True)
+        found.course, found.trainer = sampler, self.trainer
+        return found
 
     def val_dataloader(self) -> ImageLoader:
         return self._loader("val", self.eval_batch_size)
@@ -188,12 +188,12 @@ class ImageData(LightningDataModule, ABC):
             )
         return self._neighbours
 
-    def _loader(self, split: str, batch_size: int, **kwargs: object) -> ImageLoader:
+    def _loader(self, split: str, batch_size: int, kind: type[Loader] = ImageLoader, **kwargs: object) -> Loader:
         dataset = self.dataset(split)
         if self.cache:
             dataset.keep_in_memory(self.num_workers, f"decoding {split}")
         # From memory, a batch costs less than its way from a worker.
-        return loader(dataset, batch_size=batch_size, num_workers=0 if self.cache else self.num_workers, **kwargs)
+        return loader(dataset, kind, batch_size=batch_size, num_workers=0 if self.cache else self.num_workers, **kwargs)
 
     def _find(self, split: str) -> list[Entry]:
         """The entries of a split whose files are there, with captions where others of them have some."""

@@ -13,8 +13,8 @@ class CocoCaptions(ImageData):
     """Images with several human captions each, as batches of pixels and strings.
 
     Pixels are RGB in [0, 1], squashed to a square; each model normalises them as it was trained to. Training batches
-    are shuffled by `seed` and epoch alone: neither the number of workers nor an interruption between two epochs changes
-    them, and two processes with half the batch size each see together what one sees.
+    are shuffled by `seed` and epoch alone: neither the number of workers nor an interruption changes them, and two
+    processes with half the batch size each see together what one sees.
 
     Args:
         annotations: A Karpathy split file (`dataset_coco.json`), or official COCO captions files by split:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -146,9 +146,12 @@ def _first(errors: dict[int, str]) -> str:
     return f"image id {image_id}: {message}"
 
 
-def loader(dataset: ImageDataset, *, batch_size: int, num_workers: int, **kwargs: Any) -> ImageLoader:
-    """An ImageLoader with pinned memory where there is a GPU, and workers that live as long as the loader."""
-    return ImageLoader(
+Loader = TypeVar("Loader", bound=ImageLoader)
+
+
+def loader(dataset: ImageDataset, kind: type[Loader], *, batch_size: int, num_workers: int, **kwargs: Any) -> Loader:
+    """A loader with pinned memory where there is a GPU, and workers that live as long as the loader."""
+    return kind(
         dataset,
         collate_fn=collate,
         batch_size=batch_size,

@@ -1,11 +1,10 @@
 """Collections in WebDataset shards, too large for one disk or for millions of files: streamed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 
 from distcap.data.annotations import Entry
 from distcap.data.base import SPLITS
@@ -13,30 +12,17 @@ from distcap.data.coco import CocoCaptions
 from distcap.data.images import ImageLoader, OnError
 from distcap.data.shard_index import Member, References, ShardIndex
 from distcap.data.shard_stream import ShardStream, entry
+from distcap.data.training import TrainingLoader
 from distcap.types import UserError
 
 
-class ShardLoader(ImageLoader):
-    """Yields the rest of the trainer's epoch: a run that was interrupted within one goes on with its next batch."""
+class ShardLoader(TrainingLoader):
+    """Of a stream, which makes its batches itself."""
 
     dataset: ShardStream  # type: ignore[assignment]
-    trainer: Trainer | None = None
 
     def __len__(self) -> int:
         return self.dataset.batches
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # Not before the first batch is asked for, or Lightning has not settled yet where a resumed run stands.
-        if self.trainer is not None:
-            self.dataset.epoch = self.trainer.current_epoch
-            self.dataset.done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        yield from super().__iter__()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tells Lightning that it can be resumed within an epoch; what it needs for that the trainer has."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Shards(LightningDataModule):
@@ -133,9 +119,10 @@ class Shards(LightningDataModule):
                 f"the shards have {sum(stream.counts.values())} samples, too few for one batch of {self.batch_size} in "
                 f"each of {processes} process(es); lower --data.batch_size"
             )
+        stream.order |= {"the number of workers": self.num_workers}
         # Workers live for one epoch, for they are told at its beginning which it is.
         found = ShardLoader(stream, batch_size=None, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
-        found.trainer = self.trainer
+        found.course, found.trainer = stream, self.trainer
         return found
 
     def val_dataloader(self) -> ImageLoader:

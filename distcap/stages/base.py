@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distcap.data import ImageData
 from distcap.models import Captioner, Sampler
+from distcap.stages import position
 from distcap.types import Batch, UserError
 
 
@@ -48,6 +49,8 @@ class Stage(LightningModule):
 
     corpus: ImageData | None = None
     """Another data set, for a stage that reads its human captions."""
+    between_updates: bool = True
+    """Whether the weights are those after a whole step, now that something has gone wrong."""
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class Stage(LightningModule):
         self.warmup_steps = warmup_steps
         self.schedule = schedule
         self.clip_gradient = clip_gradient
+        self._position: dict[str, Any] | None = None
 
     def prepare_data(self) -> None:
         """Lightning sees to the stage's own data module."""
@@ -95,6 +99,17 @@ class Stage(LightningModule):
         if self.clip_gradient:
             for group in optimizer.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], self.clip_gradient)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The position within the epoch, too."""
+        position.settle(self.trainer, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._position = checkpoint.get(position.KEY)
+
+    def on_train_start(self) -> None:
+        """Raises UserError where a run that was interrupted within an epoch cannot go on with the rest of it."""
+        position.check(self.trainer, self._position or {"batches": 0})
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Each step draws from a seed of its own, so that a run that was interrupted draws on as if it had not been."""
@@ -145,11 +160,13 @@ class CaptionerStage(Stage):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Of the captioner only what is trained, and a fingerprint of the rest, which `init_from` gives again."""
+        super().on_save_checkpoint(checkpoint)
         frozen = self._frozen()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         checkpoint["frozen"] = self._fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self._untrained = False
         if checkpoint.get("frozen", self._fingerprint) != self._fingerprint:
             raise UserError(

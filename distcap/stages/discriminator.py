@@ -132,8 +132,10 @@ class TrainDiscriminator(DiscriminatorStage):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """The captioner is frozen and comes from its own run."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("captioner.")}
         self.strict_loading = False
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        super().on_load_checkpoint(checkpoint)
         self.strict_loading = False

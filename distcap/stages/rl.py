@@ -253,6 +253,10 @@ class RL(CaptionerStage):
         )
         return loss + sum(learning.values())
 
+    @property
+    def between_updates(self) -> bool:  # type: ignore[override]
+        return self._update == 0
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Lightning's closure is training_step with its gradient: called again, it is the rollout's next update."""
         for update in range(self.updates_per_rollout):

@@ -318,7 +318,7 @@ def test_real_workers_deal_what_one_process_would_and_all_see_the_epoch(coco: di
     loader = data.train_dataloader()
     progress = SimpleNamespace(current=SimpleNamespace(ready=0))
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
-    loader.trainer = SimpleNamespace(current_epoch=0, fit_loop=loop)  # type: ignore[assignment]
+    loader.trainer = SimpleNamespace(current_epoch=0, fit_loop=loop, training=True)  # type: ignore[assignment]
     assert len(loader) == 4
     first = [batch.image_ids for batch in loader]
     assert [len(ids) for ids in first] == [3] * 4
