@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ ON_DISK: dict[str, type[CocoCaptions | ImageFolder]] = {
 """Data that must be there already: what is wrong with it is known at once."""
 
 
+WITHOUT_WANDB = "set WANDB_MODE=offline in the environment, or log to a file with --config logger/csv.yaml"
 PATIENCE = 3.0
 """Seconds that a process has to end by itself, for it sees that the connection is closed."""
 LOST = re.compile(r"gloo|NCCL|(connection|socket).*(closed|reset)|broken pipe", re.IGNORECASE)
@@ -98,6 +100,8 @@ class DistcapCLI(LightningCLI):
                 # A CSVLogger begins its file anew: only training writes to the run's own.
                 plain = "" if self.subcommand == "fit" else self.subcommand
                 one.init_args.name = os.path.expandvars(config.run) if "Wandb" in one.class_path else plain
+                if "Wandb" in one.class_path:
+                    check_wandb(bool(one.init_args.get("offline")))
                 if one.class_path.endswith("TensorBoardLogger") and find_spec("tensorboard") is None:
                     raise UserError(
                         "TensorBoard isn't installed: pip install 'distcap[tensorboard]', or log elsewhere, e.g. "
@@ -119,22 +123,30 @@ class DistcapCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:  # jsonargparse wraps what a class raises
             cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, UserError):
+            while cause is not None and not isinstance(cause, UserError | MisconfigurationException):
                 cause = cause.__cause__ or cause.__context__
             raise cause or error from None
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
-        except BaseException as error:
+        except BaseException:
             end_processes(self.trainer)
-            if line := of_the_user(error):
-                raise UserError(line) from error
             raise
 
     def after_fit(self) -> None:
         if self.config.fit.test_after_fit and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+
+def check_wandb(offline: bool) -> None:
+    """Raises UserError where Weights & Biases would ask for an account, and nobody is there to answer."""
+    if offline or os.environ.get("WANDB_MODE", "online") != "online" or sys.stdin.isatty():
+        return
+    import wandb
+
+    if not wandb.api.api_key:
+        raise UserError(f"Weights & Biases knows no account here: run `wandb login`, {WITHOUT_WANDB}")
 
 
 def end_processes(trainer: Trainer) -> None:
@@ -151,6 +163,8 @@ def of_the_user(error: BaseException) -> str | None:
     """One line about what the user can fix, of the errors that are no UserError; None for a bug."""
     if isinstance(error, MisconfigurationException):
         return " ".join(str(error).split())
+    if type(error).__module__.startswith("wandb."):
+        return f"Weights & Biases: {' '.join(str(error).split())}; {WITHOUT_WANDB}"
     if isinstance(error, RuntimeError) and LOST.search(str(error)):
         return "another process of this run has ended, and this one cannot go on without it; what that one said is why"
     return None
@@ -169,6 +183,15 @@ def run(args: Sequence[str]) -> DistcapCLI:
         lambda record: "Tip:" not in record.getMessage()
     )
     defaults = str(configs_folder() / "defaults.yaml")
+    try:
+        return _cli(args, defaults)
+    except Exception as error:
+        if line := of_the_user(error):
+            raise UserError(line) from error
+        raise
+
+
+def _cli(args: Sequence[str], defaults: str) -> DistcapCLI:
     return DistcapCLI(
         LightningModule,
         LightningDataModule,

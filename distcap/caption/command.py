@@ -19,9 +19,9 @@ from distcap.data.given import given_images, told
 from distcap.data.images import ImageDataset, collate
 from distcap.finding import Finding, confusable, find
 from distcap.models import Captioner, EmbeddingStore, FrozenClip, Sampler
+from distcap.signals import Interrupted
 from distcap.stages.base import draw_from
 from distcap.trained import image_size, load_captioner, reward_clip
-from distcap.signals import Interrupted
 from distcap.types import UserError
 
 Method = Literal["greedy", "beam", "multinomial"]

@@ -10,8 +10,11 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from distcap.checks import at_least
 from distcap.data.annotations import Entry
-from distcap.data.images import ImageDataset, ImageLoader, Loader, OnError, loader
+from distcap.data.cache import usable
+from distcap.data.images import ImageDataset, ImageLoader, Loader, OnError, decode, loader
+from distcap.data.readable import unreadable
 from distcap.data.sampler import EpochSampler
 from distcap.data.training import TrainingLoader
 from distcap.types import UserError
@@ -24,6 +27,13 @@ NEIGHBOURS_PER_PLACE = 16
 Late in an epoch an image's nearest are taken. With 16, 97 to 98% of the embedded benchmark's images (seed 1) come with
 neighbours alone, in groups of 2, 4 or 8 (means of ten epochs); with 1, 65% of them do in groups of 4 (of five epochs).
 """
+
+
+def check_loader(*, num_workers: int, **sizes: int) -> None:
+    """Raises UserError if a number is none that batches can be made of."""
+    at_least("--data.num_workers", num_workers, 0)
+    for name, value in sizes.items():
+        at_least(f"--data.{name}", value, 1)
 
 
 class ImageData(LightningDataModule, ABC):
@@ -44,8 +54,9 @@ class ImageData(LightningDataModule, ABC):
         eval_batch_size: Images of a validation, test or prediction batch; by default batch_size.
         num_workers: Processes that decode images, for each split.
         seed: Of the order of training images.
-        on_error: What to do with an image that is absent, corrupt or has no captions where others of its split have
-            some: stop with one line, or leave it out and say at the end how many there were.
+        on_error: What to do with an image that is absent, corrupt, or has no captions where others of its split have
+            some: stop with one line, or leave it out and say how many there are. To find the corrupt ones, every image
+            is read before training; the result is kept with the embeddings, and an image is read again if it changes.
         cache: Decode every image once and keep 3 x image_size x image_size bytes of each.
         limit: Take only the first so many images of each split.
         group_size: Images of a group of look-alikes, which are in one training batch.
@@ -74,10 +85,13 @@ class ImageData(LightningDataModule, ABC):
         group_size: int,
     ) -> None:
         super().__init__()
-        if group_size < 1:
-            raise UserError(f"--data.group_size is {group_size}; it takes 1, for no groups of look-alikes, or more")
+        check_loader(batch_size=batch_size, num_workers=num_workers, image_size=image_size, group_size=group_size)
+        for name, value in (("eval_batch_size", eval_batch_size), ("limit", limit)):
+            if value is not None:
+                at_least(f"--data.{name}", value, 1)
+        at_least("--data.seed", seed, 0)
         self.name: str = name
-        self.cache_dir = cache_dir
+        self._cache_dir = cache_dir
         self.image_size = image_size
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -90,6 +104,11 @@ class ImageData(LightningDataModule, ABC):
         self._neighbours: Tensor | None = None
         self._entries: list[Entry] = []
         self._datasets: dict[str, ImageDataset] = {}
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where embeddings are stored. Raises UserError if nothing can be written there."""
+        return usable(self._cache_dir)
 
     @abstractmethod
     def _read(self) -> list[Entry]:
@@ -206,7 +225,15 @@ class ImageData(LightningDataModule, ABC):
             raise UserError(f"there is no image folder {folder}. {self.hint}")
         if split != "predict" and any(entry.captions for entry in entries):
             entries = self._without(entries, [entry for entry in entries if not entry.captions], "have no captions")
-        return self._without(entries, [entry for entry in entries if not self.path(entry).is_file()], "are not there")
+        entries = self._without(entries, [one for one in entries if not self.path(one).is_file()], "are not there")
+        if self.on_error == "raise":
+            return entries
+        # Found now, for batches have one size in all processes, and a CLIP reads every image of a split.
+        paths = {str(self.path(entry)): self.path(entry) for entry in entries}
+        stats = {name: path.stat() for name, path in paths.items()}
+        versions = {name: f"{stat.st_size}-{stat.st_mtime_ns}" for name, stat in stats.items()}
+        bad = unreadable(versions, lambda name: decode(paths[name], 1), self.cache_dir, f"looking at {split}")
+        return self._without(entries, [one for one in entries if str(self.path(one)) in bad], "cannot be read")
 
     def _of(self, split: str) -> list[Entry]:
         """All that is told of a split; predict is test, captions or not."""

@@ -50,21 +50,6 @@ def decode(path: str | Path, size: int, data: bytes | None = None) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def unreadable(paths: Sequence[Path], title: str) -> set[Path]:
-    """Those of the files that `decode` cannot read; with a progress bar if it takes long."""
-
-    def fails(path: Path) -> bool:
-        try:
-            decode(path, 1)
-        except UserError:
-            return True
-        return False
-
-    with ThreadPoolExecutor() as pool:
-        bad = tqdm(pool.map(fails, paths), title, total=len(paths), unit="image", delay=2, leave=False)
-        return {path for path, failed in zip(paths, bad, strict=True) if failed}
-
-
 class ImageDataset(Dataset):
     """Entries with the pixels of their files, (3, size, size) uint8.
 
@@ -121,13 +106,18 @@ class ImageLoader(DataLoader):
 
     dataset: ImageDataset
 
+    @property
+    def remedy(self) -> str | None:
+        """What to do about an image that cannot be read; None where it is left out."""
+        return REMEDY if self.dataset.on_error == "raise" else None
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         skipped = self.dataset.skipped
         before, fatal = len(skipped), None
         try:
             for batch, errors in super().__iter__():
-                if errors and self.dataset.on_error == "raise":
-                    fatal = f"{_first(errors)}; {REMEDY}"
+                if errors and self.remedy:
+                    fatal = f"{_first(errors)}; {self.remedy}"
                     break
                 skipped.update(errors)
                 if batch is not None:

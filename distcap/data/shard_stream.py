@@ -125,7 +125,7 @@ class ShardStream(IterableDataset):
         try:
             return decode(str(sample.member), self.image_size, data)
         except UserError as error:
-            return f"image id {sample.image_id}: {error}; mend the shard, or leave it out with --data.on_error skip"
+            return str(error)
 
 
 def entry(sample: Sample) -> Entry:

@@ -26,6 +26,11 @@ class TrainingLoader(ImageLoader):
     course: Course
     trainer: Trainer | None = None
 
+    @property
+    def remedy(self) -> str:
+        """No image is left out any more: all batches have one size, in all processes."""
+        return super().remedy or "before training it could be; put it back, and go on with --ckpt_path last"
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # Not before the first batch is asked for, or Lightning has not settled yet where a resumed run stands.
         if self.trainer is not None and self.trainer.training:

@@ -1,6 +1,7 @@
 """What the stages of training share."""
 
 import hashlib
+import math
 import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,8 +10,10 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 
+from distcap.checks import at_least
 from distcap.data import ImageData
 from distcap.models import Captioner, Sampler
 from distcap.stages import position
@@ -61,6 +64,13 @@ class Stage(LightningModule):
         clip_gradient: float = 1.0,
     ) -> None:
         super().__init__()
+        for name, value in (
+            ("learning_rate", learning_rate),
+            ("weight_decay", weight_decay),
+            ("warmup_steps", warmup_steps),
+            ("clip_gradient", clip_gradient),
+        ):
+            at_least(f"--model.{name}", value, 0)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
@@ -91,9 +101,21 @@ class Stage(LightningModule):
             "constant_with_warmup" if self.schedule == "constant" else self.schedule,
             optimizer,
             num_warmup_steps=self.warmup_steps,
-            num_training_steps=int(self.trainer.estimated_stepping_batches),
+            num_training_steps=self._total_steps(),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        """Of the training. Raises UserError if there is no end to it, or if its schedule needs to know one."""
+        steps = self.trainer.estimated_stepping_batches
+        if math.isfinite(steps):
+            return int(steps)
+        remedy = "name an end with --trainer.max_steps or --trainer.max_epochs"
+        if self.schedule != "constant":
+            raise UserError(f"the schedule {self.schedule} falls until the last step, and there is none; {remedy}")
+        if not any(isinstance(one, Timer) for one in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError(f"the training has no end: {remedy}, or with --trainer.max_time")
+        return 0  # a constant schedule does not ask
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         if self.clip_gradient:
@@ -107,12 +129,15 @@ class Stage(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._position = checkpoint.get(position.KEY)
 
-    def on_train_start(self) -> None:
-        """Raises UserError where a run that was interrupted within an epoch cannot go on with the rest of it."""
-        position.check(self.trainer, self._position or {"batches": 0})
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Each step draws from a seed of its own, so that a run that was interrupted draws on as if it had not been."""
+        """Each step draws from a seed of its own, so that a run that was interrupted draws on as if it had not been.
+
+        Raises:
+            UserError: the run was interrupted within an epoch, and cannot go on with the rest of it.
+        """
+        if self._position is not None:
+            position.check(self.trainer, self._position)
+            self._position = None
         draw_from(self.current_epoch, batch_idx, self.global_rank)
 
     def files(self, split: str) -> dict[int, Path]:
@@ -136,6 +161,15 @@ class Stage(LightningModule):
 
     def log_train(self, values: dict[str, Tensor | float]) -> None:
         self.log_dict(values, on_step=True, on_epoch=False)
+
+
+def one_caption(decoder: Sampler) -> None:
+    """Raises UserError if a decoder draws several captions of each image, among which nobody would choose."""
+    if decoder.samples > 1:
+        raise UserError(
+            f"--model.decoder draws {decoder.samples} captions of each image, and one is evaluated; set its samples to "
+            "1, or choose among them with distcap.stages.Rerank"
+        )
 
 
 class CaptionerStage(Stage):

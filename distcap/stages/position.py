@@ -67,9 +67,9 @@ def check(trainer: Trainer, position: dict[str, Any]) -> None:
                 f"the checkpoint was written within an epoch, with {name}: {value}, and now it is {now.get(name)}: the "
                 "epoch's other images cannot be told; keep it as it was, or go on from a checkpoint of an epoch's end"
             )
-    # It was off by one to say that the next epoch has not begun.
+    # It was one too many, to say that the next epoch has not begun; now its first batch has.
     progress = trainer.fit_loop.epoch_loop.batch_progress.total
-    progress.ready = progress.started
+    progress.ready = progress.started + 1
 
 
 def _validation_is_due(trainer: Trainer, done: float) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distcap.baselines import Baseline
+from distcap.checks import at_least
 from distcap.corpus import Corpus
 from distcap.data import ImageData
 from distcap.experience import Experience
@@ -17,7 +18,7 @@ from distcap.models import Captioner, FrozenClip, Neighbours, Sampler, Sight
 from distcap.ngrams import CiderD
 from distcap.objectives import Term
 from distcap.rewards import DiscriminatorReward, Reward
-from distcap.stages.base import CaptionerStage
+from distcap.stages.base import CaptionerStage, one_caption
 from distcap.types import Batch, UserError
 
 
@@ -118,8 +119,19 @@ class RL(CaptionerStage):
             raise UserError(f"a reward and a term are both called {shared[0]!r}: their losses need names of their own")
         if sampler.guidance != 1:
             raise UserError("a guided sampler draws from another policy than the one that learns; set guidance: 1")
-        if updates_per_rollout < 1:
-            raise UserError(f"updates_per_rollout is {updates_per_rollout}; a rollout needs an update")
+        at_least("--model.updates_per_rollout", updates_per_rollout, 1)
+        at_least("--model.ground_truth_per_image", ground_truth_per_image, 1)
+        at_least("--model.health_every", health_every, 0)
+        one_caption(decoder)
+        for what, parts in (("rewards", rewards), ("objective", objective)):
+            if not parts:
+                raise UserError(f"model.{what} is empty, so that there is nothing to learn; name one at least")
+        for part in (baseline, *objective.values()):
+            if sampler.samples < part.least_samples:
+                raise UserError(
+                    f"{type(part).__name__} compares an image's samples, {part.least_samples} or more, and "
+                    f"model.sampler.samples is {sampler.samples}; raise it"
+                )
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -128,6 +140,9 @@ class RL(CaptionerStage):
         if self.updates_per_rollout > 1 and self.trainer.accumulate_grad_batches > 1:
             raise UserError("several updates on a rollout need it whole: set trainer.accumulate_grad_batches to 1")
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if (images := getattr(data, "batch_size", None)) is not None:
+            for reward in self.rewards.values():
+                reward.check_batch(images * self.trainer.world_size, self.sampler.samples, self.ground_truth_per_image)
         references = data.references("train")
         if any(references.values()):
             self._cider = CiderD(references)
@@ -244,7 +259,7 @@ class RL(CaptionerStage):
                 experience,
                 advantages,
                 # The last of them: a logger that writes as often then writes values of the same step.
-                costly=(batch_idx + 1) % self.health_every == 0,
+                costly=bool(self.health_every) and (batch_idx + 1) % self.health_every == 0,
                 cider=self._cider,
                 decoder=self.decoder,
                 discriminator=self._learning_discriminator,
