@@ -11,6 +11,9 @@ from distcap.functional import leave_one_out
 class Baseline(nn.Module, ABC):
     """The advantage of a sample is its reward minus this."""
 
+    least_samples: int = 1
+    """Samples of each image that it needs."""
+
     @abstractmethod
     def forward(self, experience: Experience) -> Tensor:
         """(N,) one value for each sampled caption, without gradient."""
@@ -32,6 +35,8 @@ class Greedy(Baseline):
 
 class LeaveOneOut(Baseline):
     """The mean reward of the image's other samples (Luo 2020); needs two samples of each image or more."""
+
+    least_samples = 2
 
     def forward(self, experience: Experience) -> Tensor:
         return leave_one_out(experience.sampled_reward, experience.sampled.image_index)

@@ -7,11 +7,13 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from distcap import __version__
 from distcap.commands import COMMANDS
 from distcap.shipped import find_configs
+from distcap.signals import Interrupted, ended_by_signals
 from distcap.types import UserError
 
 STAGE_COMMANDS = ("fit", "validate", "test", "predict")
@@ -50,23 +52,36 @@ def main(argv: Sequence[str] | None = None) -> Any:
     if args[0] == "--version":
         print(f"distcap {__version__}")
         return None
+    # The ablation's work is done by other processes, and the page ends by itself.
+    ends = nullcontext() if args[0] in ("ablation", "demo") else ended_by_signals()
     try:
-        if args[0] in STAGE_COMMANDS:
-            return _stage(args)
-        if args[0] == "demo" and (len(args) == 1 or args[1].partition("=")[0] in ("--run", "--seed", "--size")):
-            raise UserError(
-                "demo needs a trained run, e.g. distcap demo runs/demo/distcap, and opens a page; "
-                "what trains one on the embedded benchmark is `distcap quickstart`"
-            )
-        if args[0] in COMMANDS:
-            return _plain(COMMANDS[args[0]], args[0], args[1:])
-        raise UserError(f"unknown command {args[0]!r}; there are {', '.join([*STAGE_COMMANDS, *COMMANDS])}")
+        with ends:
+            return _command(args)
     except UserError as error:
         print(f"distcap: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("distcap: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Interrupted as told:
+        # One of several processes that Lightning has started speaks for all.
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        if first:
+            print(f"distcap: {told}", file=sys.stderr)
+        sys.exit(128 + told.number if first else 0)
+
+
+def _command(args: list[str]) -> Any:
+    if args[0] in STAGE_COMMANDS:
+        return _stage(args)
+    if args[0] == "demo" and (len(args) == 1 or args[1].partition("=")[0] in ("--run", "--seed", "--size")):
+        raise UserError(
+            "demo needs a trained run, e.g. distcap demo runs/demo/distcap, and opens a page; "
+            "what trains one on the embedded benchmark is `distcap quickstart`"
+        )
+    if args[0] in COMMANDS:
+        return _plain(COMMANDS[args[0]], args[0], args[1:])
+    raise UserError(f"unknown command {args[0]!r}; there are {', '.join([*STAGE_COMMANDS, *COMMANDS])}")
 
 
 def _stage(args: list[str]) -> Any:

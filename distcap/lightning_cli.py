@@ -4,6 +4,9 @@ import errno
 import logging
 import os
 import re
+import signal
+import sys
+import time
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,9 +20,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from distcap.callbacks import Checkpoints, Dashboard, Predictions
+from distcap.callbacks import Checkpoints, Dashboard, Interruption, Predictions
 from distcap.checkpoints import WholeCheckpoints, best_checkpoint, read_checkpoint
 from distcap.cli import STAGE_COMMANDS
 from distcap.curves import Curves
@@ -36,6 +41,13 @@ ON_DISK: dict[str, type[CocoCaptions | ImageFolder]] = {
     "distcap.data.ImageFolder": ImageFolder,
 }
 """Data that must be there already: what is wrong with it is known at once."""
+
+
+WITHOUT_WANDB = "set WANDB_MODE=offline in the environment, or log to a file with --config logger/csv.yaml"
+PATIENCE = 3.0
+"""Seconds that a process has to end by itself, for it sees that the connection is closed."""
+LOST = re.compile(r"gloo|NCCL|(connection|socket).*(closed|reset)|broken pipe", re.IGNORECASE)
+"""What a collective says when the process at the other end is gone."""
 
 
 class Parser(LightningArgumentParser):
@@ -135,6 +147,8 @@ class DistcapCLI(LightningCLI):
                 # A CSVLogger begins its file anew: only training writes to the run's own.
                 plain = "" if self.subcommand == "fit" else self.subcommand
                 one.init_args.name = os.path.expandvars(config.run) if "Wandb" in one.class_path else plain
+                if "Wandb" in one.class_path:
+                    check_wandb(bool(one.init_args.get("offline")))
                 if one.class_path.endswith("TensorBoardLogger") and find_spec("tensorboard") is None:
                     raise UserError(
                         "TensorBoard isn't installed: pip install 'distcap[tensorboard]', or log elsewhere, e.g. "
@@ -185,7 +199,7 @@ class DistcapCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:  # jsonargparse wraps what a class raises
             cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, UserError):
+            while cause is not None and not isinstance(cause, UserError | MisconfigurationException):
                 cause = cause.__cause__ or cause.__context__
             raise cause or error from None
         if isinstance(self.model, Stage):  # now, rather than when the data are indexed
@@ -203,7 +217,7 @@ class DistcapCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            super()._run_subcommand(subcommand)
+            self._run_processes(subcommand)
         except NotFinite as error:
             raise UserError(self._not_finite(error)) from error
         except OSError as error:
@@ -213,6 +227,13 @@ class DistcapCLI(LightningCLI):
                 f"{error.filename or 'the disk'}: {error.strerror}; what was done is kept, see to that and go on with "
                 "--ckpt_path last"
             ) from error
+
+    def _run_processes(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            end_processes(self.trainer)
+            raise
 
     def _not_finite(self, error: NotFinite) -> str:
         folder = RunFolder(self.trainer.default_root_dir)
@@ -260,6 +281,37 @@ def _check_resumable(checkpoint: dict[str, Any], path: Path, class_path: str) ->
         raise UserError(f"{path} holds weights alone, with which a training cannot go on; evaluate it, or name another")
 
 
+def check_wandb(offline: bool) -> None:
+    """Raises UserError where Weights & Biases would ask for an account, and nobody is there to answer."""
+    if offline or os.environ.get("WANDB_MODE", "online") != "online" or sys.stdin.isatty():
+        return
+    import wandb
+
+    if not wandb.api.api_key:
+        raise UserError(f"Weights & Biases knows no account here: run `wandb login`, {WITHOUT_WANDB}")
+
+
+def end_processes(trainer: Trainer) -> None:
+    """End the processes that Lightning has started and that would wait for this one; none should outlive it."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        begin = time.monotonic()
+        while time.monotonic() < begin + PATIENCE and any(process.poll() is None for process in launcher.procs):
+            time.sleep(0.05)
+        launcher.kill(signal.SIGKILL)
+
+
+def of_the_user(error: BaseException) -> str | None:
+    """One line about what the user can fix, of the errors that are no UserError; None for a bug."""
+    if isinstance(error, MisconfigurationException):
+        return " ".join(str(error).split())
+    if type(error).__module__.startswith("wandb."):
+        return f"Weights & Biases: {' '.join(str(error).split())}; {WITHOUT_WANDB}"
+    if isinstance(error, RuntimeError) and LOST.search(str(error)):
+        return "another process of this run has ended, and this one cannot go on without it; what that one said is why"
+    return None
+
+
 def run(args: Sequence[str]) -> DistcapCLI:
     """Run fit, validate, test or predict."""
     # Lightning counts loader workers against cores; a benchmark in memory wants none.
@@ -273,17 +325,22 @@ def run(args: Sequence[str]) -> DistcapCLI:
         lambda record: "Tip:" not in record.getMessage()
     )
     defaults = str(configs_folder() / "defaults.yaml")
-    with ExitStack() as owned:
-        return DistcapCLI(
-            owned,
-            model_class=LightningModule,
-            datamodule_class=LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            parser_class=Parser,
-            parser_kwargs={command: {"default_config_files": [defaults]} for command in STAGE_COMMANDS},
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
-            trainer_defaults={"callbacks": [Predictions()]},
-            args=list(args),
-        )
+    try:
+        with ExitStack() as owned:
+            return DistcapCLI(
+                owned,
+                model_class=LightningModule,
+                datamodule_class=LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                parser_class=Parser,
+                parser_kwargs={command: {"default_config_files": [defaults]} for command in STAGE_COMMANDS},
+                save_config_callback=SaveConfig,
+                save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
+                trainer_defaults={"callbacks": [Predictions(), Interruption()]},
+                args=list(args),
+            )
+    except Exception as error:
+        if line := of_the_user(error):
+            raise UserError(line) from error
+        raise

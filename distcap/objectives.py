@@ -29,6 +29,8 @@ class Term(nn.Module, ABC):
 
     needs_reference: bool = False
     """Whether the term reads `experience.reference_logprobs`: the captioner as it was before RL is kept for it."""
+    least_samples: int = 1
+    """Samples of each image that the term needs."""
     needs_captions: str = ""
     """How to do without human captions of the images, for a term that reads them; empty for one that does not."""
 
@@ -84,6 +86,8 @@ class Preference(Term):
     """
 
     needs_reference = True
+
+    least_samples = 2
 
     def __init__(
         self, weight: float = 1.0, beta: float = 0.2, temperature: float = 0.1, reduction: Reduction = "sum"

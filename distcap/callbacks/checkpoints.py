@@ -3,11 +3,15 @@
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
+from distcap.signals import Interrupted
 from distcap.types import NotFinite, UserError
 
 log = logging.getLogger(__name__)
@@ -36,20 +40,13 @@ class Checkpoints(ModelCheckpoint):
             raise UserError(f"checkpoint.minutes is {minutes}; it is 0 or more")
         self.minutes = minutes
         self._begun = False
-        self._resumed = False
         self._last_step = -1
         self._last_time = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._begun = self._resumed = True
+        self._begun = True
         self._last_time = time.monotonic()
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        if self._resumed:
-            # Lightning logs a step too far after a checkpoint that was saved while a step was interrupted.
-            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-            self._resumed = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -74,19 +71,38 @@ class Checkpoints(ModelCheckpoint):
             self.save_last = asked
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """What has no finite value any more, or was never restored, must not replace what can be gone on from."""
-        if isinstance(exception, NotFinite) or not self._begun:
+        """Save last.ckpt, if there is something to go on from: finite weights of whole steps.
+
+        The process that has failed waits for no other one: that one may wait for it, in the middle of its step. So the
+        first process writes what it has, and the others nothing.
+        """
+        if trainer.state.fn != TrainerFn.FITTING:
             return
+        whole = self._begun and not isinstance(exception, NotFinite) and getattr(pl_module, "between_updates", True)
+        if isinstance(exception, Interrupted):
+            whole &= exception.between_steps
+        # Other strategies put a checkpoint together from what all processes have.
+        alone = isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy)
+        if whole and alone and trainer.is_global_zero and self._should_save_on_exception(trainer):
+            self._save_what_there_is(trainer)
+        last = Path(self.last_model_path or self._last)
+        if isinstance(exception, Interrupted) and last.is_file():
+            exception.saved = os.path.relpath(last)
+
+    @property
+    def _last(self) -> str:
+        return self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST)
+
+    def _save_what_there_is(self, trainer: Trainer) -> None:
         try:
-            if self.save_last is not True:
-                super().on_exception(trainer, pl_module, exception)
-            elif self._should_save_on_exception(
-                trainer
-            ):  # once, where Lightning leaves a second file that nobody reads
-                self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-                log.info("saved %s", self.last_model_path)
-        except UserError as error:
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
+            trainer.strategy.save_checkpoint(checkpoint, self._last)
+        except UserError as error:  # the disk is full, or the weights are not finite: what was saved before stays
             log.warning("%s", error)
+            return
+        self._last_global_step_saved = self._last_step = trainer.global_step
+        self.last_model_path = self._last
+        log.info("saved %s", self._last)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Of a run that was moved: its checkpoints moved along. One that goes on from another run's begins with none."""

@@ -66,6 +66,8 @@ class Evaluation(Callback):
                     raise
                 del self.clips[prefix]
                 log.warning("%s: %srecall will not be measured", error, prefix)
+        if self.clips:
+            _ = trainer.datamodule.cache_dir  # type: ignore[attr-defined]  # one that cannot be used says so now
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._captions = {}

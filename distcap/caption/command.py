@@ -19,6 +19,7 @@ from distcap.data.given import given_images
 from distcap.data.images import ImageDataset, collate
 from distcap.finding import Finding, confusable, find
 from distcap.models import Captioner, EmbeddingStore, FrozenClip, Sampler
+from distcap.signals import Interrupted
 from distcap.stages.base import draw_from
 from distcap.trained import image_size, load_captioner, reward_clip
 from distcap.types import UserError
@@ -73,7 +74,7 @@ def caption_images(
             raise UserError(f"none of the {len(files)} images could be read; the first: {next(iter(broken.values()))}")
         rows, findings = _rank(said, chooser, captions if best_of else None, unfinished.folder)
         out.write(rows)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         done = unfinished.count(files)
         _say(f"Stopped; {unfinished.folder} keeps {done} of {len(files)} images. The same command goes on from here.")
         raise

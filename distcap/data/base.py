@@ -12,8 +12,11 @@ from torch import Tensor
 
 from distcap.checks import at_least
 from distcap.data.annotations import Entry
-from distcap.data.images import IMAGE_SIZE, ImageDataset, ImageLoader, OnError, loader, seen
+from distcap.data.cache import usable
+from distcap.data.images import IMAGE_SIZE, ImageDataset, ImageLoader, Loader, OnError, decode, loader, seen
+from distcap.data.readable import unreadable
 from distcap.data.sampler import EpochSampler
+from distcap.data.training import TrainingLoader
 from distcap.types import UserError
 
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -26,12 +29,19 @@ neighbours alone, in groups of 2, 4 or 8 (means of ten epochs); with 1, 65% of t
 """
 
 
+def check_loader(*, num_workers: int, **sizes: int) -> None:
+    """Raises UserError if a number is none that batches can be made of."""
+    at_least("--data.num_workers", num_workers, 0)
+    for name, value in sizes.items():
+        at_least(f"--data.{name}", value, 1)
+
+
 class ImageData(LightningDataModule, ABC):
     """Images with several human captions each, or with none at all, as batches of pixels and strings.
 
     Pixels are RGB in [0, 1], squashed to a square; each model normalises them as it was trained to. Training batches
-    are shuffled by `seed` and epoch alone: neither the number of workers nor an interruption between two epochs changes
-    them, and two processes with half the batch size each see together what one sees.
+    are shuffled by `seed` and epoch alone: neither the number of workers nor an interruption changes them, and two
+    processes with half the batch size each see together what one sees.
 
     A subclass says which images there are (`_read`), where (`_folder`), and how to get them (`hint`). Its arguments
     beyond those are the ones below.
@@ -44,8 +54,9 @@ class ImageData(LightningDataModule, ABC):
         eval_batch_size: Images of a validation, test or prediction batch; by default batch_size.
         num_workers: Processes that decode images, for each split.
         seed: Of the order of training images.
-        on_error: What to do with an image that is absent, corrupt or has no captions where others of its split have
-            some: stop with one line, or leave it out and say at the end how many there were.
+        on_error: What to do with an image that is absent, corrupt, or has no captions where others of its split have
+            some: stop with one line, or leave it out and say how many there are. To find the corrupt ones, every image
+            is read before training; the result is kept with the embeddings, and an image is read again if it changes.
         cache: Decode every image once and keep 3 x image_size x image_size bytes of each.
         limit: Take only the first so many images of each split.
         group_size: Images of a group of look-alikes, which are in one training batch.
@@ -76,12 +87,13 @@ class ImageData(LightningDataModule, ABC):
         group_size: int,
     ) -> None:
         super().__init__()
-        if group_size < 1:
-            raise UserError(f"--data.group_size is {group_size}; it takes 1, for no groups of look-alikes, or more")
+        check_loader(batch_size=batch_size, num_workers=num_workers, image_size=image_size, group_size=group_size)
+        for name, value in (("eval_batch_size", eval_batch_size), ("limit", limit)):
+            if value is not None:
+                at_least(f"--data.{name}", value, 1)
+        at_least("--data.seed", seed, 0)
         self.name: str = name
-        self.cache_dir = cache_dir
-        if image_size is not None:
-            at_least("--data.image_size", image_size, 1)
+        self._cache_dir = cache_dir
         self.image_size = image_size
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -94,6 +106,11 @@ class ImageData(LightningDataModule, ABC):
         self._neighbours: Tensor | None = None
         self._entries: list[Entry] = []
         self._datasets: dict[str, ImageDataset] = {}
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where embeddings are stored. Raises UserError if nothing can be written there."""
+        return usable(self._cache_dir)
 
     @abstractmethod
     def _read(self) -> list[Entry]:
@@ -162,7 +179,7 @@ class ImageData(LightningDataModule, ABC):
             raise ValueError(f"image id {int(strangers[0])} is a neighbour, but no training image")
         self._neighbours = rows[places]
 
-    def train_dataloader(self) -> ImageLoader:
+    def train_dataloader(self) -> TrainingLoader:
         dataset = self.dataset("train")
         processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if len(dataset) < self.batch_size * processes:
@@ -170,13 +187,12 @@ class ImageData(LightningDataModule, ABC):
                 f"train has {len(dataset)} images, too few for one batch of {self.batch_size} in each of {processes} "
                 "process(es); lower --data.batch_size"
             )
-        # A DistributedSampler even for one process: Lightning tells it the epoch and leaves its seed alone. It draws
-        # from seed + epoch, hence the factor: without it, seed 1 would replay seed 0 one epoch ahead.
-        sampler = EpochSampler(dataset, processes, rank, shuffle=True, seed=self.seed * 1_000_003, drop_last=True)
-        sampler.trainer = self.trainer
-        if self.group_size > 1:
-            sampler.neighbours, sampler.group_size = self._known_neighbours(processes), self.group_size
-        return self._loader("train", self.batch_size, sampler=sampler, drop_last=True)
+        neighbours = self._known_neighbours(processes) if self.group_size > 1 else None
+        ids = [entry.image_id for entry in dataset.entries]
+        sampler = EpochSampler(ids, self.batch_size, processes, rank, self.seed, neighbours, self.group_size)
+        found = self._loader("train", self.batch_size, TrainingLoader, sampler=sampler, drop_last=True)
+        found.course, found.trainer = sampler, self.trainer
+        return found
 
     def val_dataloader(self) -> ImageLoader:
         return self._loader("val", self.eval_batch_size)
@@ -201,13 +217,13 @@ class ImageData(LightningDataModule, ABC):
             )
         return self._neighbours
 
-    def _loader(self, split: str, batch_size: int, **kwargs: object) -> ImageLoader:
+    def _loader(self, split: str, batch_size: int, kind: type[Loader] = ImageLoader, **kwargs: object) -> Loader:
         dataset = self.dataset(split)
         dataset.size = self.image_size or self.fallback
         if self.cache:
             dataset.keep_in_memory(self.num_workers, f"decoding {split}")
         # From memory, a batch costs less than its way from a worker.
-        return loader(dataset, batch_size=batch_size, num_workers=0 if self.cache else self.num_workers, **kwargs)
+        return loader(dataset, kind, batch_size=batch_size, num_workers=0 if self.cache else self.num_workers, **kwargs)
 
     def _find(self, split: str) -> list[Entry]:
         """The entries of a split whose files are there, with captions where others of them have some."""
@@ -220,7 +236,15 @@ class ImageData(LightningDataModule, ABC):
             raise UserError(f"there is no image folder {folder}. {self.hint}")
         if split != "predict" and any(entry.captions for entry in entries):
             entries = self._without(entries, [entry for entry in entries if not entry.captions], "have no captions")
-        return self._without(entries, [entry for entry in entries if not self.path(entry).is_file()], "are not there")
+        entries = self._without(entries, [one for one in entries if not self.path(one).is_file()], "are not there")
+        if self.on_error == "raise":
+            return entries
+        # Found now, for batches have one size in all processes, and a CLIP reads every image of a split.
+        paths = {str(self.path(entry)): self.path(entry) for entry in entries}
+        stats = {name: path.stat() for name, path in paths.items()}
+        versions = {name: f"{stat.st_size}-{stat.st_mtime_ns}" for name, stat in stats.items()}
+        bad = unreadable(versions, lambda name: decode(paths[name], 1), self.cache_dir, f"looking at {split}")
+        return self._without(entries, [one for one in entries if str(self.path(one)) in bad], "cannot be read")
 
     def _of(self, split: str) -> list[Entry]:
         """All that is told of a split; predict is test, captions or not."""

@@ -13,8 +13,8 @@ class CocoCaptions(ImageData):
     """Images with several human captions each, as batches of pixels and strings.
 
     Pixels are RGB in [0, 1], squashed to a square; each model normalises them as it was trained to. Training batches
-    are shuffled by `seed` and epoch alone: neither the number of workers nor an interruption between two epochs changes
-    them, and two processes with half the batch size each see together what one sees.
+    are shuffled by `seed` and epoch alone: neither the number of workers nor an interruption changes them, and two
+    processes with half the batch size each see together what one sees.
 
     Args:
         annotations: A Karpathy split file (`dataset_coco.json`), or official COCO captions files by split:
@@ -26,9 +26,9 @@ class CocoCaptions(ImageData):
         eval_batch_size: Images of a validation, test or prediction batch; by default batch_size.
         num_workers: Processes that decode images, for each split.
         seed: Of the order of training images.
-        on_error: What to do with an image that is absent, corrupt or has no captions: stop with one line, or leave it
-            out and say at the end how many there were. A corrupt image left out makes its batch smaller; several
-            processes need batches of one size, so replace the file there.
+        on_error: What to do with an image that is absent, corrupt, or has no captions where others of its split have
+            some: stop with one line, or leave it out and say how many there are. To find the corrupt ones, every image
+            is read before training; the result is kept with the embeddings, and an image is read again if it changes.
         cache: Decode every image once and keep 3 x image_size x image_size bytes of each: for small data sets.
         cache_dir: Where embeddings of this data set are stored; by default in `.distcap`, next to the annotations.
         limit: Take only the first so many images of each split, for a quick look.

@@ -6,10 +6,11 @@ from typing import ClassVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from distcap.checks import share
 from distcap.data.annotations import Entry
 from distcap.data.base import ImageData
 from distcap.data.captions import NAMES, Row, find_captions, read_captions
-from distcap.data.images import OnError, unreadable
+from distcap.data.images import OnError
 from distcap.data.listing import EXTENSIONS, PassedOver, images_in
 from distcap.types import UserError
 
@@ -37,8 +38,8 @@ class ImageFolder(ImageData):
         num_workers: Processes that decode images, for each split.
         seed: Of the splits, if they are not told, and of the order of training images. All stages need the same.
         on_error: What to do with an image that is absent, corrupt, or has no captions where others of its split have
-            some: stop with one line, or leave it out and say how many there were. To find the corrupt ones, every
-            image is read before training.
+            some: stop with one line, or leave it out and say how many there are. To find the corrupt ones, every image
+            is read before training; the result is kept with the embeddings, and an image is read again if it changes.
         cache: Decode every image once and keep 3 x image_size x image_size bytes of each: for small folders.
         cache_dir: Where embeddings of these images are stored; by default in `.distcap`, in the folder.
         limit: Take only the first so many images of each split, for a quick look.
@@ -83,7 +84,9 @@ class ImageFolder(ImageData):
             limit=limit,
             group_size=group_size,
         )
-        if min(val, test) < 0 or val + test >= 1:
+        for name, value in (("val", val), ("test", test)):
+            share(f"--data.{name}", value)
+        if val + test >= 1:
             raise UserError(f"--data.val is {val} and --data.test {test}; they are shares, and train needs the rest")
         self.folder = Path(folder)
         self.captions = captions
@@ -111,14 +114,6 @@ class ImageFolder(ImageData):
         if split == "predict":
             return self._unique([Entry(_image_id(one), one, (), "predict") for one in self._list()])
         return super()._of(split)
-
-    def _find(self, split: str) -> list[Entry]:
-        entries = super()._find(split)
-        if self.on_error == "raise" or split == "predict":  # the loader of predict passes over what it cannot read
-            return entries
-        # A CLIP reads every image of a split, whatever the loader does.
-        bad = unreadable([self.path(entry) for entry in entries], f"looking at {split}")
-        return self._without(entries, [entry for entry in entries if self.path(entry) in bad], "cannot be read")
 
     def _entries_of(self, told: dict[Path, list[Row]]) -> list[Entry]:
         """An entry an image; all of them say their split, or none does."""

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -49,21 +49,6 @@ def seen(told: int | None, side: int) -> int:
             f"the model sees images of {side} pixels, got {told}; set --data.image_size={side}, or leave it out"
         )
     return side
-
-
-def unreadable(paths: Sequence[Path], title: str) -> set[Path]:
-    """Those of the files that `decode` cannot read; with a progress bar if it takes long."""
-
-    def fails(path: Path) -> bool:
-        try:
-            decode(path, 1)
-        except UserError:
-            return True
-        return False
-
-    with ThreadPoolExecutor() as pool:
-        bad = tqdm(pool.map(fails, paths), title, total=len(paths), unit="image", delay=2, leave=False)
-        return {path for path, failed in zip(paths, bad, strict=True) if failed}
 
 
 class ImageDataset(Dataset):
@@ -122,13 +107,18 @@ class ImageLoader(DataLoader):
 
     dataset: ImageDataset
 
+    @property
+    def remedy(self) -> str | None:
+        """What to do about an image that cannot be read; None where it is left out."""
+        return REMEDY if self.dataset.on_error == "raise" else None
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         skipped = self.dataset.skipped
         before, fatal = len(skipped), None
         try:
             for batch, errors in super().__iter__():
-                if errors and self.dataset.on_error == "raise":
-                    fatal = f"{_first(errors)}; {REMEDY}"
+                if errors and self.remedy:
+                    fatal = f"{_first(errors)}; {self.remedy}"
                     break
                 skipped.update(errors)
                 if batch is not None:
@@ -147,9 +137,12 @@ def _first(errors: dict[int, str]) -> str:
     return f"image id {image_id}: {message}"
 
 
-def loader(dataset: ImageDataset, *, batch_size: int, num_workers: int, **kwargs: Any) -> ImageLoader:
-    """An ImageLoader with pinned memory where there is a GPU, and workers that live as long as the loader."""
-    return ImageLoader(
+Loader = TypeVar("Loader", bound=ImageLoader)
+
+
+def loader(dataset: ImageDataset, kind: type[Loader], *, batch_size: int, num_workers: int, **kwargs: Any) -> Loader:
+    """A loader with pinned memory where there is a GPU, and workers that live as long as the loader."""
+    return kind(
         dataset,
         collate_fn=collate,
         batch_size=batch_size,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from distcap.checks import at_least, share
 from distcap.data.annotators import alt_text, annotator_caption
 from distcap.data.coco import CocoCaptions
 from distcap.data.painter import Scene, paint, random_scene, vary
@@ -56,6 +57,9 @@ class Scenes(CocoCaptions):
         limit: int | None = None,
         group_size: int = 1,
     ) -> None:
+        for name, value in (("train", train), ("val", val), ("test", test)):
+            at_least(f"--data.{name}", value, 0)
+        share("--data.lookalikes", lookalikes)
         super().__init__(
             annotations=str(Path(root) / f"{texts}.json"),
             images=str(Path(root) / "images"),

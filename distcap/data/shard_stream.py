@@ -1,10 +1,12 @@
 """One epoch of a collection's shards, as one worker of one process streams it."""
 
+import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
@@ -58,7 +60,18 @@ class ShardStream(IterableDataset):
         self.skipped: dict[int, str] = {}
         self.epoch = 0
         self.done = 0
-        """Batches of this epoch that the process has had before."""
+        digest = hashlib.sha256(" ".join(f"{shard} {count}" for shard, count in self.counts.items()).encode())
+        self.order: dict[str, Any] = {
+            "training images": f"{sum(self.counts.values())} ({digest.hexdigest()[:8]})",
+            "--data.batch_size": batch_size,
+            "--data.seed": seed,
+            "--data.buffer": buffer,
+            "the number of processes": processes,
+        }
+
+    def begin(self, epoch: int, done: int) -> None:
+        """Stream the rest of an epoch, after the batches that this process has had before."""
+        self.epoch, self.done = epoch, done
 
     def __iter__(self) -> Iterator[Collated]:
         info = get_worker_info()
@@ -112,7 +125,7 @@ class ShardStream(IterableDataset):
         try:
             return decode(str(sample.member), self.image_size, data)
         except UserError as error:
-            return f"image id {sample.image_id}: {error}; mend the shard, or leave it out with --data.on_error skip"
+            return str(error)
 
 
 def entry(sample: Sample) -> Entry:

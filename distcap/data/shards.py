@@ -1,43 +1,31 @@
 """Collections in WebDataset shards, too large for one disk or for millions of files: streamed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 
 from distcap.checks import at_least
 from distcap.data.annotations import Entry
-from distcap.data.base import SPLITS
+from distcap.data.base import SPLITS, check_loader
+from distcap.data.cache import usable
 from distcap.data.coco import CocoCaptions
 from distcap.data.images import IMAGE_SIZE, ImageLoader, OnError, seen
+from distcap.data.readable_shards import ReadableShards
 from distcap.data.shard_index import Member, References, ShardIndex
 from distcap.data.shard_stream import ShardStream, entry
+from distcap.data.training import TrainingLoader
 from distcap.types import UserError
 
 
-class ShardLoader(ImageLoader):
-    """Yields the rest of the trainer's epoch: a run that was interrupted within one goes on with its next batch."""
+class ShardLoader(TrainingLoader):
+    """Of a stream, which makes its batches itself."""
 
     dataset: ShardStream  # type: ignore[assignment]
-    trainer: Trainer | None = None
 
     def __len__(self) -> int:
         return self.dataset.batches
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # Not before the first batch is asked for, or Lightning has not settled yet where a resumed run stands.
-        if self.trainer is not None:
-            self.dataset.epoch = self.trainer.current_epoch
-            self.dataset.done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        yield from super().__iter__()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tells Lightning that it can be resumed within an epoch; what it needs for that the trainer has."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Shards(LightningDataModule):
@@ -59,8 +47,9 @@ class Shards(LightningDataModule):
         num_workers: processes that read and decode.
         seed: of the order of shards and samples.
         buffer: samples that a worker shuffles among each other, undecoded: 2,000 of 100 kB are 200 MB in each worker.
-        on_error: what to do with an image that cannot be decoded: stop with one line, or leave it out and say at the
-            end how many there were.
+        on_error: what to do with an image that cannot be decoded: stop with one line, or leave it out and say how many
+            there are. To find those, every image of the shards is read before training; the result is kept with the
+            embeddings, and a shard is read again if it changes.
         group_size: must be 1: a stream cannot put look-alikes together.
     """
 
@@ -85,8 +74,8 @@ class Shards(LightningDataModule):
                 f"--data.group_size is {group_size}, but shards are streamed, and look-alikes are where they are; "
                 "leave it at 1, or unpack the images and use CocoCaptions"
             )
-        if image_size is not None:
-            at_least("--data.image_size", image_size, 1)
+        check_loader(batch_size=batch_size, num_workers=num_workers, image_size=image_size, buffer=buffer)
+        at_least("--data.seed", seed, 0)
         self.evaluation = evaluation
         self.image_size = image_size
         self.batch_size = batch_size
@@ -99,8 +88,15 @@ class Shards(LightningDataModule):
             raise UserError(
                 f"{urls[0]} is no place to keep an index and embeddings; name a folder with --data.cache_dir"
             )
-        self.cache_dir = Path(cache_dir) if cache_dir else Path(urls[0]).parent / ".distcap"
-        self.index = ShardIndex(urls, self.cache_dir / "shards.sqlite")
+        self._cache_dir = Path(cache_dir) if cache_dir else Path(urls[0]).parent / ".distcap"
+        self.index = ShardIndex(urls, self._cache_dir / "shards.sqlite")
+        if on_error == "skip":
+            self.index = ReadableShards(self.index, self._cache_dir)
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where index and embeddings are stored. Raises UserError if nothing can be written there."""
+        return usable(self._cache_dir)
 
     def see(self, side: int) -> None:
         """See ImageData.see."""
@@ -109,10 +105,13 @@ class Shards(LightningDataModule):
 
     def prepare_data(self) -> None:
         self.evaluation.prepare_data()
+        usable(self._cache_dir)
         self.index.build()
 
     def setup(self, stage: str) -> None:
-        """Find the images of the evaluation, before anything long starts."""
+        """Find the images of the evaluation, and those of training that can be read, before anything long starts."""
+        if stage == "fit":
+            self.index.counts()
         for split in SPLITS[stage]:
             if split != "train":
                 found = self.index.known([one.image_id for one in self.evaluation.entries(split)])
@@ -148,9 +147,10 @@ class Shards(LightningDataModule):
                 f"the shards have {sum(stream.counts.values())} samples, too few for one batch of {self.batch_size} in "
                 f"each of {processes} process(es); lower --data.batch_size"
             )
+        stream.order |= {"the number of workers": self.num_workers}
         # Workers live for one epoch, for they are told at its beginning which it is.
         found = ShardLoader(stream, batch_size=None, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
-        found.trainer = self.trainer
+        found.course, found.trainer = stream, self.trainer
         return found
 
     def val_dataloader(self) -> ImageLoader:

@@ -38,6 +38,15 @@ class Reward(nn.Module, ABC):
     def prepare(self, references: Mapping[int, Sequence[str]]) -> None:
         """Called once with the training ground truth: image id -> captions."""
 
+    def check_batch(self, images: int, samples: int, ground_truth: int) -> None:
+        """Raises UserError if a batch has too little for the reward to compare.
+
+        Args:
+            images: of a step, in all processes together.
+            samples: of each of them.
+            ground_truth: human captions of each of them.
+        """
+
     @abstractmethod
     def forward(self, rollout: Rollout, experience: Experience) -> Tensor:
         """(N,) the reward of each caption, before its weight; without gradient."""

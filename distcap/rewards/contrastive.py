@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from distcap.checks import above
 from distcap.experience import Experience
 from distcap.functional import Direction, contrastive
 from distcap.rewards.base import Reward
-from distcap.types import Rollout
+from distcap.types import Rollout, UserError
 from distcap.view import Source, Span
 
 
@@ -49,9 +50,26 @@ class Contrastive(Reward):
         self.needs_captions = "set its ground_truth to false" if ground_truth else ""
         self.span = neighbours
         self.neighbours = neighbours[1] if neighbours else 0
+        for name, value in (("tau", tau), ("clamp", clamp)):
+            if value is not None:
+                above(f"{name} of a contrastive reward", value, 0)
         self.tau = tau
         self.clamp = clamp
         self.clip = clip
+
+    def check_batch(self, images: int, samples: int, ground_truth: int) -> None:
+        counts = {"sampled": samples, "ground_truth": ground_truth, "greedy": 1}
+        captions = images * sum(counts[source] for source in self.sources)
+        if self.direction != "text_to_image" and captions < 2:
+            raise UserError(
+                "a contrastive reward compares a caption with others, and there is one in a step; raise "
+                "--data.batch_size, --model.sampler.samples or --model.ground_truth_per_image"
+            )
+        if self.direction != "image_to_text" and images < 2 and not self.neighbours:
+            raise UserError(
+                "a contrastive reward compares an image with others, and there is one in a step; raise "
+                "--data.batch_size, or set the reward's direction to image_to_text"
+            )
 
     def forward(self, rollout: Rollout, experience: Experience) -> Tensor:
         view = experience.view(self.clip)

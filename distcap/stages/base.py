@@ -12,11 +12,14 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 
+from distcap.checks import at_least
 from distcap.data import ImageData
 from distcap.files import whole_folder
 from distcap.models import Captioner, Sampler
+from distcap.stages import position
 from distcap.types import Batch, NotFinite, UserError
 
 SKIPPED = 50
@@ -94,6 +97,8 @@ class Stage(LightningModule):
     """Another data set, for a stage that reads its human captions."""
     product: str | None = None
     """The folder in RUN that the stage hands over to later ones; None for a stage that hands nothing over."""
+    between_updates: bool = True
+    """Whether the weights are those after a whole step, now that something has gone wrong."""
 
     def __init__(
         self,
@@ -104,11 +109,19 @@ class Stage(LightningModule):
         clip_gradient: float = 1.0,
     ) -> None:
         super().__init__()
+        for name, value in (
+            ("learning_rate", learning_rate),
+            ("weight_decay", weight_decay),
+            ("warmup_steps", warmup_steps),
+            ("clip_gradient", clip_gradient),
+        ):
+            at_least(f"--model.{name}", value, 0)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.schedule = schedule
         self.clip_gradient = clip_gradient
+        self._position: dict[str, Any] | None = None
         self._skipped = 0
         self._handed_over = False
 
@@ -170,11 +183,23 @@ class Stage(LightningModule):
             "constant_with_warmup" if self.schedule == "constant" else self.schedule,
             torch.optim.SGD([nn.Parameter(torch.zeros(1))]),
             num_warmup_steps=self.warmup_steps,
-            num_training_steps=int(self.trainer.estimated_stepping_batches),
+            num_training_steps=self._total_steps(),
         ).lr_lambdas
         rates = [_constant if constant else rate for constant in steady]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        """Of the training. Raises UserError if there is no end to it, or if its schedule needs to know one."""
+        steps = self.trainer.estimated_stepping_batches
+        if math.isfinite(steps):
+            return int(steps)
+        remedy = "name an end with --trainer.max_steps or --trainer.max_epochs"
+        if self.schedule != "constant":
+            raise UserError(f"the schedule {self.schedule} falls until the last step, and there is none; {remedy}")
+        if not any(isinstance(one, Timer) for one in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError(f"the training has no end: {remedy}, or with --trainer.max_time")
+        return 0  # a constant schedule does not ask
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         limit = self.clip_gradient or math.inf
@@ -190,7 +215,14 @@ class Stage(LightningModule):
             raise NotFinite(", ".join(bad) or "the gradient is infinite or not a number")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Each step draws from a seed of its own, so that a run that was interrupted draws on as if it had not been."""
+        """Each step draws from a seed of its own, so that a run that was interrupted draws on as if it had not been.
+
+        Raises:
+            UserError: the run was interrupted within an epoch, and cannot go on with the rest of it.
+        """
+        if self._position is not None:
+            position.check(self.trainer, self._position)
+            self._position = None
         draw_from(self.current_epoch, batch_idx, self.global_rank)
 
     def files(self, split: str) -> dict[int, Path]:
@@ -213,12 +245,15 @@ class Stage(LightningModule):
         return references
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also the stage's name, and the position within the epoch."""
         self._check_finite()
         checkpoint["stage"] = type(self).__name__
+        position.settle(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_stage(checkpoint)
         self._check_weights(checkpoint["state_dict"])
+        self._position = checkpoint.get(position.KEY)
 
     def _check_stage(self, checkpoint: Mapping[str, Any]) -> None:
         """Whose captioner is evaluated is another matter than whose steps are gone on with."""
@@ -282,6 +317,15 @@ class Stage(LightningModule):
         torch.distributed.all_gather_object(parts, own)
         names = dict.fromkeys(name for part in parts for name in part)
         return {name: fmean(part[name] for part in parts if name in part) for name in names}
+
+
+def one_caption(decoder: Sampler) -> None:
+    """Raises UserError if a decoder draws several captions of each image, among which nobody would choose."""
+    if decoder.samples > 1:
+        raise UserError(
+            f"--model.decoder draws {decoder.samples} captions of each image, and one is evaluated; set its samples to "
+            "1, or choose among them with distcap.stages.Rerank"
+        )
 
 
 class CaptionerStage(Stage):

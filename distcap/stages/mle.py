@@ -5,9 +5,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from distcap.checks import at_least, share
 from distcap.models import Captioner, Sampler
-from distcap.stages.base import CaptionerStage
-from distcap.types import Batch, UserError
+from distcap.stages.base import CaptionerStage, one_caption
+from distcap.types import Batch
 
 
 class MLE(CaptionerStage):
@@ -53,8 +54,9 @@ class MLE(CaptionerStage):
             schedule=schedule,
             clip_gradient=clip_gradient,
         )
-        if not 0 <= drop_image <= 1:
-            raise UserError(f"drop_image is {drop_image}; it is a share of the images, from 0 to 1")
+        share("--model.drop_image", drop_image)
+        one_caption(decoder)
+        at_least("--model.captions_per_image", captions_per_image, 0)
         self.captions_per_image = captions_per_image
         self.drop_image = drop_image
         self._tokens: list[Tensor] = []

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distcap.baselines import Baseline
+from distcap.checks import at_least
 from distcap.corpus import Corpus
 from distcap.data import ImageData
 from distcap.experience import Experience
@@ -17,7 +18,7 @@ from distcap.models import Captioner, FrozenClip, Neighbours, Sampler, Sight
 from distcap.ngrams import CiderD
 from distcap.objectives import Term
 from distcap.rewards import DiscriminatorReward, Reward
-from distcap.stages.base import CaptionerStage
+from distcap.stages.base import CaptionerStage, one_caption
 from distcap.types import Batch, UserError
 
 
@@ -120,8 +121,19 @@ class RL(CaptionerStage):
             raise UserError(f"a reward and a term are both called {shared[0]!r}: their losses need names of their own")
         if sampler.guidance != 1:
             raise UserError("a guided sampler draws from another policy than the one that learns; set guidance: 1")
-        if updates_per_rollout < 1:
-            raise UserError(f"updates_per_rollout is {updates_per_rollout}; a rollout needs an update")
+        at_least("--model.updates_per_rollout", updates_per_rollout, 1)
+        at_least("--model.ground_truth_per_image", ground_truth_per_image, 1)
+        at_least("--model.health_every", health_every, 0)
+        one_caption(decoder)
+        for what, parts in (("rewards", rewards), ("objective", objective)):
+            if not parts:
+                raise UserError(f"model.{what} is empty, so that there is nothing to learn; name one at least")
+        for part in (baseline, *objective.values()):
+            if sampler.samples < part.least_samples:
+                raise UserError(
+                    f"{type(part).__name__} compares an image's samples, {part.least_samples} or more, and "
+                    f"model.sampler.samples is {sampler.samples}; raise it"
+                )
 
     def lengths(self) -> dict[str, int]:
         return {**super().lengths(), "--model.sampler.max_tokens": self.sampler.max_tokens}
@@ -133,6 +145,9 @@ class RL(CaptionerStage):
         if self.updates_per_rollout > 1 and self.trainer.accumulate_grad_batches > 1:
             raise UserError("several updates on a rollout need it whole: set trainer.accumulate_grad_batches to 1")
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if (images := getattr(data, "batch_size", None)) is not None:
+            for reward in self.rewards.values():
+                reward.check_batch(images * self.trainer.world_size, self.sampler.samples, self.ground_truth_per_image)
         references = data.references("train")
         if any(references.values()):
             self._cider = CiderD(references)
@@ -260,6 +275,10 @@ class RL(CaptionerStage):
             )
         )
         return loss + sum(learning.values())
+
+    @property
+    def between_updates(self) -> bool:  # type: ignore[override]
+        return self._update == 0
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Lightning's closure is training_step with its gradient: called again, it is the rollout's next update."""

@@ -256,28 +256,39 @@ def test_corrupt_image_is_one_line_from_the_trainer_too(coco, corrupt, tmp_path)
 
 
 @pytest.mark.parametrize("arguments", [{"num_workers": 0}, {"num_workers": 2}, {"cache": True}])
-def test_corrupt_image_is_left_out_and_counted_on_request(coco, corrupt, arguments):
-    corrupt()
+@pytest.mark.parametrize("stage", ["test", "predict"])
+def test_corrupt_image_is_left_out_and_counted_on_request(coco, corrupt, arguments, stage):
+    path = corrupt()
     data = coco(on_error="skip", **arguments)
+    with pytest.warns(UserWarning, match=f"1 of 3 images of test cannot be read, the first: image id 118, {path}"):
+        data.setup(stage)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ids(getattr(data, f"{stage}_dataloader")()) == [117, 119]
+
+
+def test_an_image_that_breaks_after_it_was_looked_at_is_left_out_of_evaluation_and_counted(coco, corrupt):
+    data = coco(on_error="skip")
+    data.setup("test")
+    corrupt()
     with pytest.warns(UserWarning, match="images left out, for they could not be read: 1; the first: image id 118"):
         assert ids(data.test_dataloader()) == [117, 119]
 
 
-def test_skipped_image_is_reported_by_the_first_epoch_only(coco, corrupt):
-    corrupt()
-    data = coco(on_error="skip")
-    with pytest.warns(UserWarning, match="could not be read"):
-        list(data.test_dataloader())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert ids(data.test_dataloader()) == [117, 119]
-
-
-def test_batch_of_nothing_but_corrupt_images_is_left_out(coco, corrupt):
-    corrupt()
-    with pytest.warns(UserWarning, match="could not be read"):
-        batches = list(coco(on_error="skip", eval_batch_size=1).test_dataloader())
-    assert [batch.image_ids for batch in batches] == [[117], [119]]
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_an_image_that_breaks_during_training_stops_it(coco, tmp_path, on_error):
+    """A smaller batch is none that other processes could gather with theirs."""
+    data = coco(on_error=on_error, batch_size=2)
+    data.setup("fit")
+    file = next(path for path in data.dataset("train").paths)
+    content = file.read_bytes()
+    file.write_bytes(b"no image")
+    remedy = "put it back, and go on" if on_error == "skip" else "--data.on_error skip"
+    message = complaint(lambda: [batch for _ in range(2) for batch in data.train_dataloader()])
+    assert f"cannot read the image {file}" in message
+    assert remedy in message
+    file.write_bytes(content)
+    assert {len(batch) for batch in data.train_dataloader()} == {2}
 
 
 def test_absent_split_says_which_there_are(coco, karpathy):

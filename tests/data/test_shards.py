@@ -7,6 +7,7 @@ import sqlite3
 import tarfile
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -417,7 +418,7 @@ def test_real_workers_deal_what_one_process_would_and_all_see_the_epoch(coco: di
     loader = data.train_dataloader()
     progress = SimpleNamespace(current=SimpleNamespace(ready=0))
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
-    loader.trainer = SimpleNamespace(current_epoch=0, fit_loop=loop)  # type: ignore[assignment]
+    loader.trainer = SimpleNamespace(current_epoch=0, fit_loop=loop, training=True)  # type: ignore[assignment]
     assert len(loader) == 4
     first = [batch.image_ids for batch in loader]
     assert [len(ids) for ids in first] == [3] * 4
@@ -428,21 +429,38 @@ def test_real_workers_deal_what_one_process_would_and_all_see_the_epoch(coco: di
     assert [batch.image_ids for batch in loader] != first
 
 
-def test_a_broken_image_stops_the_run_or_is_left_out(coco: dict[str, str], tmp_path: Path) -> None:
+@pytest.fixture
+def broken(coco: dict[str, str], tmp_path: Path) -> Callable[..., Shards]:
+    """Four samples, the second of them no picture, with one image in a batch."""
     prepare(coco, tmp_path / "shards")
-    broken = {"bad.png": b"no picture", "bad.txt": b"a dog", **sample(1)}
-    write_tar(tmp_path / "shards" / "00003.tar", broken)
-    pattern = f"{tmp_path}/shards/00003.tar"
-    for on_error in ("raise", "skip"):
-        data = Shards(pattern, CocoCaptions(**coco), batch_size=2, num_workers=0, on_error=on_error)  # type: ignore[arg-type]
+    members = {**sample(1), "bad.png": b"no picture", "bad.txt": b"a dog", **sample(2), **sample(3)}
+    write_tar(tmp_path / "shards" / "00003.tar", members)
+
+    def build(**kwargs: Any) -> Shards:
+        args = {"batch_size": 1, "num_workers": 0} | kwargs
+        data = Shards(f"{tmp_path}/shards/00003.tar", CocoCaptions(**coco), **args)
         data.prepare_data()
-        if on_error == "raise":
-            with pytest.raises(UserError, match=r"00003\.tar/bad.*--data\.on_error skip"):
-                list(data.train_dataloader())
-        else:
-            with pytest.warns(UserWarning, match="could not be read: 1;"):
-                (batch,) = data.train_dataloader()
-            assert batch.captions == [["number 1"]]
+        return data
+
+    return build
+
+
+def test_a_broken_image_stops_the_run(broken: Callable[..., Shards]) -> None:
+    with pytest.raises(UserError, match=r"00003\.tar/bad.*--data\.on_error skip"):
+        list(broken().train_dataloader())
+
+
+def test_a_broken_image_is_left_out_of_batches_entries_and_references_on_request(
+    broken: Callable[..., Shards],
+) -> None:
+    data = broken(on_error="skip")
+    with pytest.warns(UserWarning, match=r"1 of 4 images of the shards cannot be read, the first: .*00003\.tar/bad"):
+        data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert sorted(batch.captions[0][0] for batch in batches) == ["number 1", "number 2", "number 3"]
+    assert sorted(entry.captions[0] for entry in data.entries("train")) == ["number 1", "number 2", "number 3"]
+    assert len(data.references("train")) == len(list(data.references("train").items())) == 3
+    assert [len(batch) for batch in broken(on_error="skip", batch_size=3).train_dataloader()] == [3]
 
 
 @pytest.mark.parametrize(

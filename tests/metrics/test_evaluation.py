@@ -110,7 +110,8 @@ def test_the_values_of_the_images_have_the_metrics_as_their_mean(left: Any) -> N
 
 def test_prediction_waits_for_no_clip() -> None:
     asked = []
-    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device="cpu"))
+    data = SimpleNamespace(cache_dir=None)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device="cpu"), datamodule=data)
     evaluation = Evaluation(SimpleNamespace(to=asked.append))  # type: ignore[arg-type]
     evaluation.setup(trainer, SimpleNamespace(), "predict")  # type: ignore[arg-type]
     assert not asked

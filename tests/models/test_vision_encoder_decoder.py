@@ -340,7 +340,7 @@ def test_no_image_or_all_of_them_can_be_withheld(
 
 
 def test_a_share_that_is_none_is_one_error() -> None:
-    with pytest.raises(UserError, match=r"drop_image is 1\.5; it is a share"):
+    with pytest.raises(UserError, match=r"drop_image is 1\.5; it takes a number from 0 to 1"):
         MLE(make_captioner(), drop_image=1.5)
 
 
