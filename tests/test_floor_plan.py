@@ -11,7 +11,7 @@ import pytest
 import distcap
 
 FLOORS = (
-    {"types", "functional", "ngrams", "corruptions", "shipped", "pictures"},
+    {"types", "functional", "ngrams", "corruptions", "shipped", "pictures", "writable"},
     {"models", "data", "finding"},
     {"view", "corpus", "trained"},
     {"experience"},  # knows a corpus by its protocol alone
