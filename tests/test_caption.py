@@ -265,6 +265,27 @@ def test_a_batch_that_was_written_by_half_is_captioned_again(here: Path, stop: C
     assert sizes == [2, 1]
 
 
+def test_a_damaged_line_of_what_was_begun_is_captioned_again(
+    here: Path, stop: Callable[[int], list[int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flipped bit, within a caption or not: what was said before is no wrong caption now."""
+    whole = caption(*SAMPLES)
+    os.remove("captions.jsonl")
+    stop(2)
+    with pytest.raises(SystemExit):
+        caption(*SAMPLES)
+    lines = Path("captions.jsonl.part/captions.jsonl")
+    data = bytearray(lines.read_bytes())
+    data[data.rindex(b'"captions"') + 15] ^= 1
+    data[5] = 255
+    lines.write_bytes(data)
+    sizes = stop(99)
+    capsys.readouterr()
+    assert caption(*SAMPLES) == whole
+    assert "captions.jsonl.part is damaged in 2 lines; their images are captioned again" in capsys.readouterr().err
+    assert sizes == [2, 2, 1]
+
+
 def test_an_image_that_has_changed_since_is_captioned_again(here: Path, stop: Callable[[int], list[int]]) -> None:
     stop(1)
     with pytest.raises(SystemExit):

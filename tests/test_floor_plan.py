@@ -11,7 +11,7 @@ import pytest
 import distcap
 
 FLOORS = (
-    {"types", "checks", "pictures", "files", "signals", "functional", "ngrams", "corruptions", "shipped"},
+    {"types", "checks", "pictures", "files", "writable", "signals", "functional", "ngrams", "corruptions", "shipped"},
     {"models", "data", "finding"},
     {"view", "corpus", "trained"},
     {"experience"},  # knows a corpus by its protocol alone

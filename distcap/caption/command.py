@@ -19,6 +19,7 @@ from distcap.data.given import given_images
 from distcap.data.images import ImageDataset, collate
 from distcap.finding import Finding, confusable, find
 from distcap.models import Captioner, EmbeddingStore, FrozenClip, Sampler
+from distcap.pictures import VERSION
 from distcap.signals import Interrupted
 from distcap.stages.base import draw_from
 from distcap.trained import image_size, load_captioner, reward_clip
@@ -64,7 +65,9 @@ def caption_images(
         _say(f"passed over {passed_over}")
     size = image_size(captioner, run)
     recipe = {"run": run, "weights": _weights(run), "image_size": size, "batch_size": batch_size, "seed": seed}
-    unfinished = Unfinished(out.unfinished, {**recipe, "sampler": asdict(sampler)})
+    unfinished = Unfinished(out.unfinished, {**recipe, "sampler": asdict(sampler), "pictures": VERSION})
+    if unfinished.damaged:
+        _say(f"{unfinished.folder} is damaged in {unfinished.damaged} lines; their images are captioned again")
     try:
         _caption(captioner, sampler, files, unfinished, size, batch_size, num_workers, seed)
         said = unfinished.captions(files)

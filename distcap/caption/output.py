@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from distcap.files import write_whole
 from distcap.types import UserError
+from distcap.writable import require_writable
 
 Format = Literal["jsonl", "csv", "txt"]
 
@@ -25,7 +26,7 @@ class Output:
         overwrite: what is there already.
 
     Raises:
-        UserError: something would be overwritten, or two images would have one text file.
+        UserError: something would be overwritten or cannot be written, or two images would have one text file.
     """
 
     def __init__(self, form: Format, path: str | None, files: Sequence[Path], overwrite: bool) -> None:
@@ -33,6 +34,8 @@ class Output:
         self.path = Path(path or ("captions" if form == "txt" else f"captions.{form}"))
         self.beside = form == "txt" and path is None
         self.texts = self._texts(files) if form == "txt" else {}
+        for place in (self.unfinished, *{text.parent: text for text in self.texts.values()}.values()):
+            require_writable(place)
         if form != "txt" and self.path.is_dir():
             raise UserError(f"{self.path} is a folder; --output names a file for {form}")
         there = [file for file in (self.texts.values() if form == "txt" else [self.path]) if file.exists()]

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from distcap.types import UserError
 class Unfinished:
     """A folder OUTPUT.part: what was asked for, what the captioner said so far, and what CLIP saw and read so far.
 
-    Captions are appended a batch at a time, one line an image; a line that was not written to its end does not count.
+    Captions are appended a batch at a time, one line an image; a line that was not written to its end, or that its
+    checksum says is damaged, does not count.
 
     Args:
         folder: which.
@@ -36,6 +38,8 @@ class Unfinished:
                 f"{folder} was begun otherwise ({differ}); repeat that command to go on with it, or delete the folder"
             )
         write_whole(file, json.dumps(recipe))
+        self.damaged = 0
+        """Lines that do not count."""
         self._said = self._read()
 
     def _read(self) -> dict[str, dict[str, Any]]:
@@ -44,7 +48,9 @@ class Unfinished:
         whole = self._lines.read_bytes().rpartition(b"\n")
         with self._lines.open("r+b") as file:
             file.truncate(len(whole[0] + whole[1]))
-        return {row["file"]: row for row in map(json.loads, whole[0].splitlines())}
+        rows = list(map(_row, whole[0].split(b"\n") if whole[0] else []))
+        self.damaged = rows.count(None)
+        return {row["file"]: row for row in rows if row}
 
     def knows(self, files: Sequence[Path]) -> bool:
         """Whether all of a batch was captioned, or found broken, as its files are now."""
@@ -57,7 +63,7 @@ class Unfinished:
         ]
         rows += [{"file": str(f), "version": version(f), "error": error} for f, error in broken.items()]
         with self._lines.open("a") as lines:
-            lines.write("".join(json.dumps(row) + "\n" for row in rows))
+            lines.write("".join(f"{zlib.crc32(text.encode()):08x} {text}\n" for text in map(json.dumps, rows)))
         self._said.update({row["file"]: row for row in rows})
 
     def captions(self, files: Sequence[Path]) -> dict[Path, list[str]]:
@@ -75,6 +81,12 @@ class Unfinished:
     def remove(self) -> None:
         """All is done."""
         shutil.rmtree(self.folder)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None for one that is damaged."""
+    checksum, _, text = line.partition(b" ")
+    return json.loads(text) if checksum == b"%08x" % zlib.crc32(text) else None
 
 
 def version(file: Path) -> str:

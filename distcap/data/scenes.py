@@ -13,6 +13,7 @@ from distcap.data.annotators import alt_text, annotator_caption
 from distcap.data.coco import CocoCaptions
 from distcap.data.painter import Scene, paint, random_scene, vary
 from distcap.types import UserError
+from distcap.writable import require_writable
 
 GROUP = 4
 """Pictures in a group of look-alikes: one, and three that differ from it in one attribute."""
@@ -88,13 +89,17 @@ def paint_benchmark(
     recipe = {"train": train, "val": val, "test": test, "lookalikes": lookalikes, "seed": seed}
     done = root / "recipe.json"
     if done.exists():
-        found = json.loads(done.read_text())
+        try:
+            found = json.loads(done.read_text())
+        except ValueError:
+            found = "which is damaged"
         if found != recipe:
             raise UserError(
                 f"{root} holds an embedded benchmark of another recipe ({found}) than asked for ({recipe}): "
                 "name another folder with --data.root, or delete this one"
             )
         return
+    require_writable(root, "name another folder with --root or --data.root")
     rng = random.Random(seed)
     annotators: list[dict] = []
     web: list[dict] = []

@@ -4,6 +4,7 @@ import json
 import tarfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -11,6 +12,7 @@ from distcap.data.coco import CocoCaptions
 from distcap.data.shard_index import IMAGES
 from distcap.pictures import open_picture
 from distcap.types import UserError
+from distcap.writable import require_writable
 
 
 def write_shards(data: CocoCaptions, split: str, output: Path, per_shard: int = 1000) -> list[Path]:
@@ -33,9 +35,10 @@ def write_shards(data: CocoCaptions, split: str, output: Path, per_shard: int = 
     entries = data.entries(split)
     source = {"annotations": data.annotations, "images": data.images, "split": split}
     recipe = {**source, "samples": len(entries), "per_shard": per_shard}
+    require_writable(output)
     output.mkdir(parents=True, exist_ok=True)
     done = output / "recipe.json"
-    if done.exists() and (found := json.loads(done.read_text())) != recipe:
+    if done.exists() and (found := _recipe(done)) != recipe:
         raise UserError(f"{output} holds shards of {found}, not of {recipe}; name another folder, or delete this one")
     done.write_text(json.dumps(recipe))
     starts = range(0, len(entries), per_shard)
@@ -55,6 +58,13 @@ def write_shards(data: CocoCaptions, split: str, output: Path, per_shard: int = 
                 part.rename(shard)
             bar.update(len(chosen))
     return shards
+
+
+def _recipe(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except ValueError:
+        return f"a recipe that is damaged, {file.name}"
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

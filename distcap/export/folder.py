@@ -9,6 +9,7 @@ from distcap.export.card import write_card
 from distcap.export.trained import TrainedRun
 from distcap.metrics.signature import decoder_line
 from distcap.types import UserError
+from distcap.writable import require_writable
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def export_run(run: Path, output: Path | None = None, license: str | None = None
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already; delete it, or name another folder with --output")
     trained = TrainedRun.read(run)
+    require_writable(output)
     if not trained.metrics:
         log.warning("%s has no metrics.json: the card says that nothing was measured; `distcap test` measures", run)
     captioner, decoder = trained.load(trust=trust)

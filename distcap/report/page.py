@@ -16,6 +16,7 @@ from distcap.report.runs import BASELINE, OURS, Run, load_runs
 from distcap.report.tables import TABLES, page_table, table
 from distcap.report.template import template
 from distcap.types import UserError
+from distcap.writable import require_writable
 
 # The last rank of each shade of a rank's badge; "far" is what lies beyond.
 RANKS = {"first": 1, "near": 5, "middle": 10}
@@ -36,10 +37,13 @@ def report(folder: Path, *, output: Path | None = None, images: int = 24, seed: 
     from rich.console import Console
 
     folder = Path(folder)
+    output = Path(output) if output else folder / "report.html"
     runs, split = load_runs(folder)
+    if output.is_dir():
+        raise UserError(f"{output} is a folder; name a file with --output")
+    require_writable(output)
     pictures = Pictures()
     page = render(folder.resolve().name, runs, split, pictures, images=images, seed=seed)
-    output = Path(output) if output else folder / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
 

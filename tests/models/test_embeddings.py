@@ -1,5 +1,7 @@
 """The store of embeddings: what was embedded once is not embedded again."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,63 @@ def test_keys_may_hold_any_character(tmp_path: Path) -> None:
     keys = ['a "quoted" dog', "two\nlines", "ein Hündchen", "\u2028", ""]
     build(tmp_path, keys, Encoder())
     assert EmbeddingStore(tmp_path)[keys][:, 0].tolist() == [len(key) for key in keys]
+
+
+# Disks forget, and files are copied in part: no vector is wrong, and none is lost for ever.
+
+
+def rebuilt(folder: Path) -> list[str]:
+    """The keys that are embedded anew of a store that was damaged, whose rows are right then."""
+    encoder = Encoder()
+    with pytest.warns(UserWarning, match=r"the embeddings in .* are damaged from number \d+ on") as told:
+        store = build(folder, KEYS, encoder)
+    assert len(told) == 1
+    for once_more in (store, EmbeddingStore(folder)):
+        assert once_more[KEYS][:, 0].tolist() == [1, 2, 3, 4, 5]
+    return encoder.asked
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path: Path) -> None:
+    """In the values, and in the index that says whose they are; the batches before it stay."""
+    build(tmp_path / "whole", KEYS, Encoder())
+    for name in ("values.f32", "index.jsonl"):
+        whole = (tmp_path / "whole" / name).read_bytes()
+        for place in range(0, len(whole), 7):
+            shutil.copytree(tmp_path / "whole", folder := tmp_path / f"{name}-{place}")
+            bad = bytearray(whole)
+            bad[place] ^= 1
+            (folder / name).write_bytes(bad)
+            batch = place // 16 if name == "values.f32" else whole[:place].count(b"\n")
+            assert rebuilt(folder) == KEYS[2 * batch :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "again"),
+    [
+        (lambda values, index: values.unlink(), 0),
+        (lambda values, index: values.write_bytes(b""), 0),
+        (lambda values, index: values.write_bytes(values.read_bytes()[:27]), 2),
+        (lambda values, index: index.write_bytes(index.read_bytes().replace(b'"width": 2', b'"width": 3')), 0),
+        (lambda values, index: index.write_bytes(b"\xff\x00\n" + index.read_bytes()), 0),
+        (lambda values, index: index.write_bytes(b'{"width": 1' + b"0" * 30 + b', "versions": {"a": ""}}\n'), 0),
+        (lambda values, index: index.write_bytes(b"[" * 100_000 + b"\n"), 0),
+        (lambda values, index: index.write_bytes(b'{"width": 2, "versions": {"a": "", "bb": ""}}\n'), 0),
+        (lambda values, index: index.write_bytes(b'7\n"a"\nnull\n[]\n'), 0),
+    ],
+    ids=["absent", "empty", "cut", "width", "no text", "huge width", "nested", "without a checksum", "no objects"],
+)
+def test_a_damaged_store_is_computed_anew_from_there(
+    tmp_path: Path, damage: Callable[[Path, Path], object], again: int
+) -> None:
+    build(tmp_path, KEYS, Encoder())
+    damage(tmp_path / "values.f32", tmp_path / "index.jsonl")
+    assert rebuilt(tmp_path) == KEYS[again:]
+
+
+def test_damage_to_what_nobody_asks_for_is_cut_off(tmp_path: Path) -> None:
+    """Else a later key would be written behind it."""
+    build(tmp_path, KEYS, Encoder())
+    (tmp_path / "values.f32").write_bytes((tmp_path / "values.f32").read_bytes()[:-4])
+    with pytest.warns(UserWarning, match="damaged from number 5 on"):
+        build(tmp_path, KEYS[:2], Encoder())
+    assert build(tmp_path, KEYS, Encoder())[KEYS][:, 0].tolist() == [1, 2, 3, 4, 5]
