@@ -107,7 +107,9 @@ class Fuzz:
             kind, why = ("lines", _line(error)) if "\n" in str(error) else ("refused", "")
         except SystemExit as error:
             said = [line for line in words.getvalue().splitlines() if line.startswith("distcap: ")]
-            kind, why = ("refused", "") if error.code == 2 and said else ("ok", "") if not error.code else ("lines", "exit")
+            kind, why = (
+                ("refused", "") if error.code == 2 and said else ("ok", "") if not error.code else ("lines", "exit")
+            )
         except MemoryError as error:
             kind, why = "memory", _cause(error)
         except BaseException as error:
@@ -152,6 +154,16 @@ class Fuzz:
             return f"{name} is {other.relative_to(self.desk)}"
         file.write_bytes(mutations.damage(rng, healthy, file.suffix.lower()))
         return str(name)
+
+    @staticmethod
+    def _ended(code: object, said: str) -> tuple[str, str]:
+        """A command that ended by itself: well, or with one line of its own, the last."""
+        if not code:
+            return "ok", ""
+        lines = said.splitlines()
+        if code == 2 and sum(line.startswith("distcap: ") for line in lines) == 1 and lines[-1].startswith("distcap: "):
+            return "refused", ""
+        return "lines", f"exit code {code}: {lines[-1] if lines else 'nothing'}"[:120]
 
     def _state(self, case: Path) -> set[tuple[str, int, int]]:
         """All files but the case's and the temporary ones, and what is where a path without a folder would lead."""

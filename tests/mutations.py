@@ -17,8 +17,9 @@ Mutation = Callable[[Random, bytes], bytes]
 
 NUMBERS = (0, -1, 1, 2, 255, 2**31, -(2**31), 2**63, 2**64, 10**400, 1e308, 0.5, -0.0, float("nan"), float("inf"))
 TEXTS = (
-    "", " ", "\0", "\n", "nan", "null", "-1", "0", "..", "../../evil", "/evil", "~", "a" * 5000, "\ud800", "\u202e", "红",
-    "<script>", "{}", "[", "${HOME}", "%s%n", "C:\\x", "@mle", "runs/nowhere", "hf-hub:x/y", "os.system", "file:///etc/passwd",
+    "", " ", "\0", "\n", "nan", "null", "-1", "0", "..", "../../evil", "/evil", "~", "a" * 5000, "\ud800", "\u202e",
+    "红", "<script>", "{}", "[", "${HOME}", "%s%n", "C:\\x", "@mle", "runs/nowhere", "hf-hub:x/y", "os.system",
+    "file:///etc/passwd",
 )  # fmt: skip
 INTEGERS = (0, 1, 2, 7, 255, 256, 65535, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
 
@@ -175,9 +176,11 @@ BOMB = b"a: &a [x, x, x, x, x, x, x, x, x]\n" + b"".join(
     for old, new in zip("abcdefghi", "bcdefghij", strict=True)
 )
 TRICKS = (
-    BOMB, b"&a [*a]\n", b"&a {b: *a}\n", b"a: &a\n  b: *a\n", b"!!python/object/apply:os.system [id]\n", b"\t\n", b"a: [\n",
-    b"? [a]\n: b\n", b"--- a\n--- b\n", b"a: 0x" + b"f" * 5000 + b"\n", b"[" * 3000, b"a: 1:" + b"9:" * 3000 + b"9\n",
-    b"<<: *x\n", b"%TAG ! x\n", b"2001-99-99\n", b"a: 9999-99-99\n", b"{? a, ? a}\n", b"=\n", b"!!binary x\n", b"!!set x\n",
+    BOMB, b"&a [*a]\n", b"&a {b: *a}\n", b"a: &a\n  b: *a\n", b"!!python/object/apply:os.system [id]\n", b"\t\n",
+    b"a: [\n", b"? [a]\n: b\n", b"--- a\n--- b\n", b"a: 0x" + b"f" * 5000 + b"\n", b"[" * 3000,
+    b"a: 1:" + b"9:" * 3000 + b"9\n",
+    b"<<: *x\n", b"%TAG ! x\n", b"2001-99-99\n", b"a: 9999-99-99\n", b"{? a, ? a}\n", b"=\n", b"!!binary x\n",
+    b"!!set x\n",
 )  # fmt: skip
 
 
@@ -200,6 +203,10 @@ def as_csv(rng: Random, data: bytes) -> bytes:
     return b"".join(cells)
 
 
+SIZES = (b"77777777777\0", b"00000000000\0", b"\x80" + bytes(3) + b"\xff" * 8, b"\xff" * 12, b"-0000000001\0")
+PAX = (b"size=1099511627776\n", b"size=-1\n", b"path=../../evil.jpg\n", b"GNU.sparse.map=1,2\n", b"x\n")
+
+
 def as_tar(rng: Random, data: bytes) -> bytes:
     """A header says something else, and its checksum agrees; or pieces come twice, or none."""
     found = bytearray(data)
@@ -209,7 +216,9 @@ def as_tar(rng: Random, data: bytes) -> bytes:
     at = rng.choice(headers)
     kind = rng.randrange(8)
     if kind == 0:
-        size = rng.choice((b"77777777777\0", b"00000000000\0", b"\x80" + bytes(3) + b"\xff" * 8, b"\xff" * 12, b"-0000000001\0"))
+        size = rng.choice(
+            (b"77777777777\0", b"00000000000\0", b"\x80" + bytes(3) + b"\xff" * 8, b"\xff" * 12, b"-0000000001\0")
+        )
         found[at + 124 : at + 136] = size
     elif kind == 1:
         found[at + 156] = rng.choice(b"0123457LKxgSVMDX\0")
@@ -217,7 +226,9 @@ def as_tar(rng: Random, data: bytes) -> bytes:
         name = rng.choice(TEXTS).encode("utf-8", "surrogatepass")[:100]
         found[at : at + 100] = name.ljust(100, b"\0")
     elif kind == 3:
-        row = rng.choice((b"size=1099511627776\n", b"size=-1\n", b"path=../../evil.jpg\n", b"GNU.sparse.map=1,2\n", b"x\n"))
+        row = rng.choice(
+            (b"size=1099511627776\n", b"size=-1\n", b"path=../../evil.jpg\n", b"GNU.sparse.map=1,2\n", b"x\n")
+        )
         pax = b"%d %s" % (rng.choice((len(row) + 3, len(row) + 4, 10**9, 0)), row)
         member = tarfile.TarInfo("pax")
         member.type, member.size = rng.choice((b"x", b"g")), rng.choice((len(pax), 2**40))

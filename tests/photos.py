@@ -3,7 +3,6 @@
 import io
 import struct
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFile

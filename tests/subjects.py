@@ -46,9 +46,11 @@ class Subject:
     work: Work
 
 
-SMALL = {"max_steps": 1, "max_epochs": -1, "accelerator": "cpu", "precision": "32-true", "log_every_n_steps": 1,
-         "enable_progress_bar": False, "enable_model_summary": False,
-         "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": ".", "version": ""}}}  # fmt: skip
+SMALL = {
+    "max_steps": 1, "max_epochs": -1, "accelerator": "cpu", "precision": "32-true", "log_every_n_steps": 1,
+    "enable_progress_bar": False, "enable_model_summary": False, "callbacks": [],
+    "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": ".", "version": ""}},
+}  # fmt: skip
 CLIP = {"class_path": "distcap.models.FrozenClip", "init_args": {"model": "runs/demo/clip"}}
 WATCH = {"class_path": "distcap.callbacks.HackingWatch"}
 DATA = {
@@ -344,17 +346,21 @@ def configured(rng: Random) -> None:
 
 # Command lines, of which words are damaged.
 
-VALUES = ("", "0", "-1", "nan", "inf", "1e9", "2.5", "x", "null", "[]", "{}", "true", "[1,", "{a: b}", "'", "\0x"[1:], "é",
+VALUES = ("", "0", "-1", "nan", "inf", "1e9", "2.5", "x", "null", "[]", "{}", "true", "[1,", "{a: b}", "'", "é",
           "photos", "photos/00.jpg", "photos/captions.jsonl", "mle.yaml", "runs/demo/mle", "runs/demo/clip", "nowhere",
-          "runs/demo/mle/checkpoints/last.ckpt", "a/b/c", "@mle", "@nowhere", "$HOME", "--help", "-1e309", "9" * 30)  # fmt: skip
+          "runs/demo/mle/checkpoints/last.ckpt", "a/b/c", "@mle", "@nowhere", "$HOME", "--help", "-1e309",
+          "9" * 30)  # fmt: skip
 FEW = tuple(value for value in VALUES if value not in ("1e9", "9" * 30, "inf", "null", "-1e309", "--help"))
 """For what may rightly be as large as one likes, and would take as long."""
-LARGE = {"--captions", "--best_of", "--trainer.max_steps", "--trainer.max_epochs", "--num_workers", "--data.num_workers",
-         "--model.updates_per_rollout", "--model.sampler.samples", "--size", "--per_shard", "--images", "--port"}  # fmt: skip
+LARGE = {
+    "--captions", "--best_of", "--trainer.max_steps", "--trainer.max_epochs", "--num_workers", "--data.num_workers",
+    "--model.updates_per_rollout", "--model.sampler.samples", "--size", "--images",
+}  # fmt: skip
 
 CAPTION = {
-    "--run": "runs/demo/rl", "--output": "o.jsonl", "--format": "csv", "--captions": "2", "--best_of": "3", "--sampler": "greedy",
-    "--clip": "runs/demo/clip", "--pretrained": "openai", "--captioner": "VisionEncoderDecoder", "--batch_size": "4",
+    "--run": "runs/demo/rl", "--output": "o.jsonl", "--format": "csv", "--captions": "2", "--best_of": "3",
+    "--sampler": "greedy", "--clip": "runs/demo/clip", "--pretrained": "openai",
+    "--captioner": "VisionEncoderDecoder", "--batch_size": "4",
     "--num_workers": "0", "--seed": "0", "--overwrite": "true", "--trust": "false",
 }  # fmt: skip
 PLAIN: dict[str, tuple[list[str], dict[str, str]]] = {
@@ -373,15 +379,23 @@ PLAIN: dict[str, tuple[list[str], dict[str, str]]] = {
         ["reproduce", "--archives", "archive", "--root", "data/coco", "--images", "photos"],
         {"--seed": "0", "--overlay": "mle.yaml", "--overlays": '{"mle": "mle.yaml"}', "--run": "coco"},
     ),
-    "ablation": (["ablation", "--systems", "[nowhere]"], {"--seeds": "[0]", "--workers": "1", "--run": "a", "--docs": "d"}),
+    "ablation": (
+        ["ablation", "--systems", "[nowhere]"],
+        {"--seeds": "[0]", "--workers": "1", "--run": "a", "--docs": "d"},
+    ),
 }  # fmt: skip
 ON_ALL = {
-    "--data.batch_size": "4", "--data.eval_batch_size": "2", "--data.image_size": "32", "--data.limit": "8", "--data.seed": "1",
-    "--data.val": "0.2", "--data.test": "0.2", "--data.on_error": "skip", "--data.cache": "true", "--data.group_size": "2",
-    "--data.captions": "photos/captions.jsonl", "--data.folder": "photos", "--data.cache_dir": "cache", "--data": "ImageFolder",
-    "--data.num_workers": "0", "--seed_everything": "3", "--trainer.precision": "bf16-mixed", "--trainer.accelerator": "cpu",
+    "--data.batch_size": "4", "--data.eval_batch_size": "2", "--data.image_size": "32", "--data.limit": "8",
+    "--data.seed": "1",
+    "--data.val": "0.2", "--data.test": "0.2", "--data.on_error": "skip", "--data.cache": "true",
+    "--data.group_size": "2",
+    "--data.captions": "photos/captions.jsonl", "--data.folder": "photos", "--data.cache_dir": "cache",
+    "--data": "ImageFolder",
+    "--data.num_workers": "0", "--seed_everything": "3", "--trainer.precision": "bf16-mixed",
+    "--trainer.accelerator": "cpu",
     "--trainer.max_steps": "1", "--trainer.max_epochs": "1", "--trainer.max_time": "00:00:00:05",
-    "--trainer.gradient_clip_val": "1.0", "--trainer.accumulate_grad_batches": "2", "--trainer.val_check_interval": "1",
+    "--trainer.gradient_clip_val": "1.0", "--trainer.accumulate_grad_batches": "2",
+    "--trainer.val_check_interval": "1",
     "--trainer.check_val_every_n_epoch": "1", "--trainer.limit_train_batches": "1", "--trainer.log_every_n_steps": "1",
     "--trainer.limit_val_batches": "1", "--trainer.overfit_batches": "1", "--trainer.logger": "false",
     "--trainer.callbacks": "[]", "--trainer.enable_checkpointing": "false", "--trainer.fast_dev_run": "true",
@@ -401,13 +415,16 @@ ON_ALL = {
 STAGES: dict[str, dict[str, str]] = {
     "mle": {**ON_ALL, "--model.captions_per_image": "1", "--model.drop_image": "0.1"},
     "rl": {
-        **ON_ALL, "--model.sampler.samples": "2", "--model.sampler.temperature": "0.9", "--model.sampler.max_tokens": "5",
+        **ON_ALL, "--model.sampler.samples": "2", "--model.sampler.temperature": "0.9",
+        "--model.sampler.max_tokens": "5",
         "--model.sampler.top_k": "3", "--model.sampler.top_p": "0.9", "--model.sampler.method": "multinomial",
         "--model.ground_truth_per_image": "2", "--model.normalise": "batch", "--model.updates_per_rollout": "1",
-        "--model.health_every": "1", "--model.clip.model": "runs/demo/clip", "--model.clip.prompt": "x", "--model.clips": "{}",
+        "--model.health_every": "1", "--model.clip.model": "runs/demo/clip", "--model.clip.prompt": "x",
+        "--model.clips": "{}",
         "--model.rewards": "{}", "--model.objective": "{}", "--model.baseline": "distcap.baselines.LeaveOneOut",
         "--model.clip.batch_size": "4", "--model.corpus": "null",
-        "--model.rewards.contrastive.init_args.weight": "0.5", "--model.objective.policy_gradient.init_args.reduction": "sum",
+        "--model.rewards.contrastive.init_args.weight": "0.5",
+        "--model.objective.policy_gradient.init_args.reduction": "sum",
     },
 }  # fmt: skip
 
@@ -449,20 +466,23 @@ def stage_line(rng: Random) -> None:
 
 
 RUNS = ("runs/demo/mle", "runs/demo/rl")
+ANNOTATIONS, DISCRIMINATOR = "annotations/karpathy.json", "runs/demo/discriminator"
 LEFT = ("metrics.json", "scores_test.json", "captions_test.json", "health.json", "metrics.csv", "config.yaml")
 WEIGHTS = ("runs/demo/rl/captioner/*", "runs/demo/rl/captioner/*.safetensors", "runs/demo/rl/captioner/config.json")
 SUBJECTS = (
     Subject("images", READERS, 250, (), ("pictures/*",), see),
-    Subject("Karpathy's annotations", READERS, 60, ("photos", "annotations/karpathy.json"), ("annotations/*",), read_annotations),
-    Subject("COCO's annotations", READERS, 60, ("photos", "annotations/coco.json"), ("annotations/*",), read_annotations),
+    Subject("Karpathy's annotations", READERS, 60, ("photos", ANNOTATIONS), ("annotations/*",), read_annotations),
+    Subject(
+        "COCO's annotations", READERS, 60, ("photos", "annotations/coco.json"), ("annotations/*",), read_annotations
+    ),
     Subject("captions in JSONL", READERS, 60, ("photos",), ("photos/captions.jsonl",), read_rows),
     Subject("captions in CSV", READERS, 50, ("photos", "rows"), ("rows/*",), read_rows),
-    Subject("shards", READERS, 70, ("photos", "annotations/karpathy.json", "shards"), ("shards/*",), read_shards),
+    Subject("shards", READERS, 70, ("photos", ANNOTATIONS, "shards"), ("shards/*",), read_shards),
     Subject("archives", READERS, 30, ("archive",), ("archive/*",), unpack_zip),
     Subject("records", READERS, 10, ("records",), ("records/*",), unpack_records),
     Subject("captioners", READERS, 60, ("runs/demo/rl",), (*WEIGHTS, "runs/demo/rl/config.yaml"), load_captioner),
     Subject("CLIPs", READERS, 30, ("photos/00.jpg", "runs/demo/clip"), ("runs/demo/clip/clip/*",), load_clip),
-    Subject("discriminators", READERS, 30, ("runs/demo/discriminator",), ("runs/demo/discriminator/*/*",), load_discriminator),
+    Subject("discriminators", READERS, 30, (DISCRIMINATOR,), (f"{DISCRIMINATOR}/*/*",), load_discriminator),
     Subject("stores", READERS, 50, ("store",), ("store/values.f32", "store/index.jsonl"), read_store),
     Subject("unfinished captions", READERS, 45, ("photos", "out.part"), ("out.part/*",), go_on),
     Subject("steps", READERS, 25, ("steps",), ("steps/*",), walk_on),
