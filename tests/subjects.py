@@ -350,8 +350,10 @@ VALUES = ("", "0", "-1", "nan", "inf", "1e9", "2.5", "x", "null", "[]", "{}", "t
           "photos", "photos/00.jpg", "photos/captions.jsonl", "mle.yaml", "runs/demo/mle", "runs/demo/clip", "nowhere",
           "runs/demo/mle/checkpoints/last.ckpt", "a/b/c", "@mle", "@nowhere", "$HOME", "--help", "-1e309",
           "9" * 30)  # fmt: skip
-FEW = tuple(value for value in VALUES if value not in ("1e9", "9" * 30, "inf", "null", "-1e309", "--help"))
+BOUNDED = tuple(value for value in VALUES if value not in ("1e9", "9" * 30, "inf", "null", "-1e309", "--help"))
 """For what may rightly be as large as one likes, and would take as long."""
+WHOLE = ("0", "-1", "1", "2", "3", "7", "100", "-9")
+FRACTIONS = ("0.0", "-1.0", "nan", "inf", "-inf", "1e-300", "1e30", "0.5", "2.0")
 LARGE = {
     "--captions", "--best_of", "--trainer.max_steps", "--trainer.max_epochs", "--num_workers", "--data.num_workers",
     "--model.updates_per_rollout", "--model.sampler.samples", "--size", "--images",
@@ -429,17 +431,31 @@ STAGES: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
+def strange(rng: Random, option: str, usual: str) -> str:
+    """A value: often one of the right type that makes no sense, else the parser alone would be tried."""
+    kind = rng.randrange(10)
+    if kind == 0:
+        return usual
+    if kind <= 6 and usual.lstrip("-").isdigit():
+        return rng.choice(WHOLE)
+    if kind <= 6 and usual.replace(".", "").isdigit():
+        return rng.choice(FRACTIONS)
+    if kind <= 6 and usual in ("true", "false"):
+        return rng.choice(("true", "false"))
+    return rng.choice(BOUNDED if option in LARGE else VALUES)
+
+
 def damaged_line(rng: Random, line: list[str], options: dict[str, str]) -> list[str]:
     """One to three options with strange values; sometimes a word lost, twice, or of another place."""
     line = list(line)
     for option in rng.sample(sorted(options), min(len(options), rng.choice((1, 1, 1, 2, 3)))):
-        found = options[option] if rng.random() < 0.2 else rng.choice(FEW if option in LARGE else VALUES)
+        found = strange(rng, option, options[option])
         line += [f"{option}={found}"] if rng.random() < 0.7 else [option, found]
     change = rng.randrange(12)
     if change == 0:
         del line[rng.randrange(1, len(line))]
     elif change == 1:
-        line.insert(rng.randrange(1, len(line) + 1), rng.choice((*FEW, "--", "--x", "--x=1", "-h")))
+        line.insert(rng.randrange(1, len(line) + 1), rng.choice((*BOUNDED, "--", "--x", "--x=1", "-h")))
     elif change == 2:
         line.append(line[-1])
     elif change == 3:

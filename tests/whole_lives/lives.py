@@ -23,7 +23,7 @@ import pytest
 import tiny
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 BATCH, STEPS, EPOCHS = 4, 4, 2
 """Images of a batch, batches of an epoch, epochs."""
@@ -47,7 +47,7 @@ class Trace(Callback):
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "images": batch.image_ids,
-            "training": [name for name, one in modules if one.training and isinstance(one, nn.Dropout)],
+            "training": [name for name, one in modules if one.training],
         }
         with (Path(trainer.default_root_dir) / f"trace-{trainer.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -145,8 +145,7 @@ class Life:
 
     def stage(self, name: str) -> dict[str, Any]:
         """The stage's part of a config: MLE from the pretrained captioner, or RL from MLE's."""
-        decoder = {"method": "greedy", "max_tokens": 8}
-        settings: dict[str, Any] = {"decoder": decoder, "learning_rate": 0.01, "schedule": "constant"}
+        settings: dict[str, Any] = {"learning_rate": 0.002, "schedule": "constant"}
         if name == "mle":
             captioner = self.captioner(str(self.base.relative_to(self.yard)))
             return {

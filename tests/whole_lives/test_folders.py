@@ -111,7 +111,7 @@ def without_size(life: Life, stage: str = "mle") -> str:
     return str(file)
 
 
-@pytest.fixture(params=["vision_encoder_decoder", "blip"])
+@pytest.fixture(params=[pytest.param("vision_encoder_decoder", marks=pytest.mark.slow), "blip"])
 def large(request: pytest.FixtureRequest, life: Life) -> Life:
     """A captioner that sees 48 pixels."""
     found = Life(life.yard, request.param, name=f"large-{request.param}".replace("_", "-"))
@@ -139,6 +139,7 @@ def test_a_size_that_is_not_the_captioners_is_one_line(large: Life, capsys: pyte
     assert not (large.folder("x") / "trace-0.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_resumed_for_more_epochs_as_if_it_had_never_stopped(life: Life) -> None:
     longer = life.config("mle", max_epochs=EPOCHS + 1, check_val_every_n_epoch=EPOCHS + 1)
     tiny.run(life.yard, "fit", "--config", longer, "--run", f"{life.name}/whole")
