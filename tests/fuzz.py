@@ -97,12 +97,12 @@ class Fuzz:
         shares = [one.share for one in self.subjects]
         return random.Random(f"{self.seed} subject {number}").choices(self.subjects, shares)[0]
 
-    def case(self, number: int) -> Outcome:
-        """Make a case, and see what becomes of it."""
-        subject = self.subject(number)
+    def case(self, number: int, healthy: Subject | None = None) -> Outcome:
+        """Make a case, and see what becomes of it; with a subject of which nothing is damaged, if one is named."""
+        subject = healthy or self.subject(number)
         rng = random.Random(f"{self.seed} case {number}")
         folder = self.root / f"case-{number}"
-        damage = self._lay(subject, folder, rng)
+        damage = self._lay(subject, folder, None if healthy else rng)
         before = self._state(folder)
         words, begin = io.StringIO(), time.monotonic()
         kind, why = "ok", ""
@@ -112,7 +112,7 @@ class Fuzz:
         except TooLong as error:
             kind, why = "hang", _cause(error)
         except UserError as error:
-            kind, why = ("lines", _line(error)) if "\n" in str(error) else ("refused", "")
+            kind, why = ("lines", _line(error)) if "\n" in str(error) else ("refused", str(error))
         except SystemExit as error:
             said = [line for line in words.getvalue().splitlines() if line.startswith("distcap: ")]
             kind, why = (
@@ -130,8 +130,8 @@ class Fuzz:
         self._clear(subject, folder)
         return Outcome(number, subject, kind, why, damage, seconds)
 
-    def _lay(self, subject: Subject, folder: Path, rng: random.Random) -> str:
-        """Copy what the case needs, link the CLIPs, and damage a file."""
+    def _lay(self, subject: Subject, folder: Path, rng: random.Random | None) -> str:
+        """Copy what the case needs, link the CLIPs, and damage a file, if there is chance to choose one by."""
         folder.mkdir()
         for pattern in subject.needs:
             for source in self.desk.glob(pattern):
@@ -142,12 +142,12 @@ class Fuzz:
         for clip in ("clip", "judge"):
             if not (folder / "runs" / "demo" / clip).exists():
                 (folder / "runs" / "demo" / clip).symlink_to(self.desk / "runs" / "demo" / clip)
-        if not subject.targets:
-            return ""
         if subject.targets == ("pictures/*",):
-            source = rng.choice(sorted((self.desk / "pictures").iterdir()))
+            pictures = sorted((self.desk / "pictures").iterdir())
             (folder / "pictures").mkdir()
-            shutil.copy(source, folder / "pictures")
+            shutil.copy(rng.choice(pictures) if rng else pictures[-1], folder / "pictures")
+        if not subject.targets or rng is None:
+            return ""
         pattern = rng.choice(subject.targets)
         file = rng.choice(sorted(found for found in folder.glob(pattern) if found.is_file()))
         name = file.relative_to(folder)
@@ -170,7 +170,7 @@ class Fuzz:
             return "ok", ""
         lines = said.splitlines()
         if code == 2 and sum(line.startswith("distcap: ") for line in lines) == 1 and lines[-1].startswith("distcap: "):
-            return "refused", ""
+            return "refused", lines[-1]
         return "lines", f"exit code {code}: {lines[-1] if lines else 'nothing'}"[:120]
 
     def _state(self, case: Path) -> set[tuple[str, int, int]]:
