@@ -8,10 +8,10 @@ STAMP := .venv/installed
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ablation coco spice test lint format wheel clean
+.PHONY: help install demo ablation coco spice test test-all fuzz lint format wheel clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  make %-9s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  make %-9s %s\n' "$$name" "$$what"; done
 
 install: $(STAMP)  ## create .venv with the tested versions
 
@@ -34,8 +34,14 @@ spice: $(STAMP)  ## fetch what the SPICE metric needs, 390 MB, by Maven
 	$(BIN)/distcap prepare spice
 
 # One thread for each process: the networks of the tests are too small to share.
-test: $(STAMP)  ## run all tests
+test: $(STAMP)  ## run all quick tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+
+test-all: $(STAMP)  ## run the slow tests too: whole lives of every captioner, two processes, signals
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m "slow or not slow"
+
+fuzz: $(STAMP)  ## ten thousand damaged files, command lines and run folders; another: make fuzz SEED=1
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --seed $(SEED)
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
