@@ -8,7 +8,7 @@ from torch import Tensor
 from distcap.experience import Experience
 from distcap.functional import group_mean, kl, masked_mean
 from distcap.models import Sampler
-from distcap.ngrams import CiderD, bad_ending, repetition
+from distcap.ngrams import CiderD, bad_ending, repetition, spaced
 from distcap.view import Source
 
 
@@ -114,7 +114,7 @@ def _of_the_words(experience: Experience) -> dict[str, float | Tensor]:
     sampled, captioner = experience.sampled, experience.captioner
     truth = [caption for row in experience.batch.captions for caption in row]
     values: dict[str, float | Tensor] = {
-        "policy/vocabulary": float(len({word for caption in sampled.captions for word in caption.split()}))
+        "policy/vocabulary": float(len({word for caption in sampled.captions for word in spaced(caption).split()}))
     }
     for who, captions in (("policy", sampled.captions), ("human", truth)):
         if captions:

@@ -7,11 +7,14 @@ and one fixed document-frequency table.
 
 import math
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import islice
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 
@@ -33,6 +36,29 @@ _ABBREVIATION = re.compile(r"[\"'(\[{]*(?:mr|mrs|ms|dr|st|mt|jr|sr|vs|etc|ave|bl
 # Nothing for the Treebank rules to split. Most captions are like this, and splitting at spaces is ten times faster.
 _PLAIN = re.compile(r"(?!.*\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b)[a-z0-9\s]*")
 
+# Scripts that put no spaces between words. A character with the marks on it counts as a word.
+_UNSPACED = {
+    "Thai": "\u0e01-\u0e5b",
+    "Lao": "\u0e81-\u0edf",
+    "Burmese": "\u1000-\u109f\uaa60-\uaa7f",
+    "Khmer": "\u1780-\u17ff",
+    "kana": "\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f",
+    "Bopomofo": "\u3105-\u312f",
+    "Han": "\u2e80-\u2fdf\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",
+}
+_SCRIPT = "".join(_UNSPACED.values())
+_MARKS = "".join(
+    sign
+    for sign in map(chr, (*range(0x0E00, 0x10A0), *range(0x1780, 0x1800), 0x3099, 0x309A, *range(0xAA60, 0xAA80)))
+    if category(sign) in ("Mn", "Mc")
+)
+_CHARACTER = re.compile(f"[{_SCRIPT}][{_MARKS}\ufe00-\ufe0f\U000e0100-\U000e01ef]*")
+_THEIR_PUNCTUATION = re.compile(
+    "[\u3001-\u3003\u3008-\u3011\u3014-\u301f\u30fb\uff01\uff08\uff09\uff0c\uff0e\uff1a\uff1b\uff1f\uff61-\uff65\u104a\u104b\u17d4\u17d5]"
+)
+_LONG = 12
+"""Letters of what is hardly one word."""
+
 _ARTICLES = {"a", "an", "the", "this", "that", "these", "those", "some", "every", "each"}
 _CONJUNCTIONS = {"and", "or", "but", "nor", "while", "as", "because", "than", "which", "who", "whose"}
 _PREPOSITIONS = {"of", "in", "on", "at", "to", "for", "from", "with", "without", "into", "onto", "by", "near"}
@@ -48,9 +74,35 @@ def _treebank() -> Any:
     return TreebankWordTokenizer()
 
 
+def spaced(text: str) -> str:
+    """A text with spaces around each character of a script that has none between words, and no punctuation of theirs.
+
+    Any other text is left as it is.
+    """
+    if text.isascii() or not _CHARACTER.search(text):
+        return text
+    return _CHARACTER.sub(r" \g<0> ", _THEIR_PUNCTUATION.sub(" ", text))
+
+
+def warn_of_unsplit(references: Iterable[Sequence[str]]) -> None:
+    """Warn where most captions are one token although they are long: what counts words would mean nothing then.
+
+    Args:
+        references: the captions of each image; the first thousand images are looked at.
+    """
+    texts = [text for of_image in islice(references, 1000) for text in of_image]
+    unsplit = [text for text in texts if len(text) >= _LONG and len(_tokens(text)) == 1]
+    if 2 * len(unsplit) > len(texts):
+        warnings.warn(
+            f"{len(unsplit)} of {len(texts)} captions are a single token, the first: {unsplit[0][:40]!r}; CIDEr, BLEU, "
+            "ROUGE-L and whatever counts words mean nothing unless there are spaces between words",
+            stacklevel=3,
+        )
+
+
 @lru_cache(maxsize=2**16)
 def _tokens(caption: str) -> tuple[str, ...]:
-    text = _DASH_OR_ELLIPSIS.sub(" ", caption.lower().translate(_STRAIGHT_QUOTES))
+    text = _DASH_OR_ELLIPSIS.sub(" ", spaced(caption.lower().translate(_STRAIGHT_QUOTES)))
     text = _FULL_STOP.sub(lambda m: m[0] if _ABBREVIATION.fullmatch(m[1]) else f"{m[1]} ", text)
     text = _OPENING_QUOTE.sub(" ", text)
     if _PLAIN.fullmatch(text):
@@ -63,7 +115,8 @@ def _tokens(caption: str) -> tuple[str, ...]:
 def tokenize(caption: str) -> list[str]:
     """Penn Treebank tokens, lower-cased, without punctuation, as COCO's metrics count them.
 
-    Follows pycocoevalcap's PTBTokenizer (Stanford CoreNLP) without Java, on nltk's Treebank rules.
+    Follows pycocoevalcap's PTBTokenizer (Stanford CoreNLP) without Java, on nltk's Treebank rules. Of scripts without
+    spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character is a token.
 
     >>> tokenize("A man's dog isn't happy.")
     ['a', 'man', "'s", 'dog', 'is', "n't", 'happy']

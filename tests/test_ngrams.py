@@ -36,6 +36,25 @@ def theirs(captions: list[str], references: dict[int, list[str]], end: str = "")
     return scores
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("一只狗，在门廊。", "一 只 狗 在 门 廊"),  # noqa: RUF001
+        ("2只狗 on a ポーチ", "2 只 狗 on a ポ ー チ"),
+        ("が「犬」", "が 犬"),
+        ("か\u3099犬", "か\u3099 犬"),
+        ("สุนัขที่บ้าน", "สุ นั ข ที่ บ้ า น"),
+        ("강아지 두 마리", "강아지 두 마리"),
+        ("L'été, un chien dort.", "l'été un chien dort"),
+        ("كلب على الشرفة", "كلب على الشرفة"),
+        ("Ein Hündchen (klein)", "ein hündchen -lrb- klein -rrb-"),
+        ("a dog（red）", "a dog（red）"),  # noqa: RUF001
+    ],
+)
+def test_each_character_of_a_script_without_spaces_is_a_token_and_nothing_else_changes(text, tokens):
+    assert tokenize(text) == tokens.split()
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("end_token", [False, True])
 def test_cider_equals_pycocoevalcap_on_random_captions(seed, end_token):

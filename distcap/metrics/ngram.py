@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from distcap.metrics.java import Texts, java_scores
-from distcap.ngrams import CiderD, bad_ending, distinct, repetition, tokenize
+from distcap.ngrams import CiderD, bad_ending, distinct, repetition, tokenize, warn_of_unsplit
 from distcap.types import UserError
 
 
@@ -37,6 +37,7 @@ def split_scores(
     vocabulary and distinct-n, has no value of a caption.
     """
     _check(captions, references)
+    warn_of_unsplit(references.values())
     written, written_each = writing_scores(captions)
     texts = list(captions.values())
     tokenized = Texts.of(captions, references)

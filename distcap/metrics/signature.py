@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from hashlib import sha256
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distcap import __version__
+from distcap.ngrams import spaced
 
 
 def signature(data: str, split: str, references: Mapping[int, Sequence[str]], decoder: Any) -> dict[str, str]:
@@ -31,7 +32,7 @@ def signature(data: str, split: str, references: Mapping[int, Sequence[str]], de
         "images": str(len(texts)),
         "references": str(sum(len(captions) for _, captions in texts)),
         "references_sha256": sha256(repr(texts).encode()).hexdigest()[:12],
-        "tokenizer": f"Penn Treebank by nltk {version('nltk')}, lower case, no punctuation",
+        "tokenizer": f"Penn Treebank by nltk {version('nltk')}, lower case, no punctuation{_characters(texts)}",
         "bleu, rouge_l": f"pycocoevalcap {version('pycocoevalcap')}",
         "cider": "CIDEr-D, n=4, sigma=6, document frequencies of these references",
         "decoder": decoder_line(decoder),
@@ -39,6 +40,12 @@ def signature(data: str, split: str, references: Mapping[int, Sequence[str]], de
         "distcap": __version__,
         "commit": commit(),
     }
+
+
+def _characters(texts: Iterable[tuple[int, Sequence[str]]]) -> str:
+    """How what has no spaces was split, where there is any."""
+    unspaced = any(spaced(caption) != caption for _, captions in texts for caption in captions)
+    return ", each character of Chinese, Japanese, Thai, Lao, Khmer and Burmese a token" if unspaced else ""
 
 
 def decoder_line(decoder: Any) -> str:

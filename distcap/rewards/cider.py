@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from distcap.experience import Experience
-from distcap.ngrams import CiderD
+from distcap.ngrams import CiderD, warn_of_unsplit
 from distcap.rewards.base import Reward
 from distcap.types import Rollout
 
@@ -28,6 +28,7 @@ class Cider(Reward):
         self._scorer: CiderD | None = None
 
     def prepare(self, references: Mapping[int, Sequence[str]]) -> None:
+        warn_of_unsplit(references.values())
         self._scorer = CiderD(references, end_token=True)
 
     def forward(self, rollout: Rollout, experience: Experience) -> Tensor:

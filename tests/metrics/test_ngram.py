@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 from distcap.metrics import java
 from distcap.metrics.evaluated import score_runs
 from distcap.metrics.ngram import bleu, ngram_scores, split_scores
+from distcap.metrics.signature import signature
+from distcap.models import Sampler
 from distcap.ngrams import CiderD
 from distcap.types import UserError
 
@@ -33,6 +36,47 @@ needs_spice = pytest.mark.skipif(java.missing("spice") is not None, reason=str(j
 def fake_program(folder: Path, name: str, body: str) -> None:
     (folder / name).write_text(f"#!/bin/sh\n{body}\n")
     (folder / name).chmod(0o755)
+
+
+DOGS = {0: "一只红色的狗坐在门廊", 1: "一只黑色的狗坐在门廊", 2: "一只白色的猫睡在雪里"}
+ON_A_PORCH = {0: ["一只红色的狗坐在门廊上"], 1: ["一只黑色的狗坐在门廊上。"], 2: ["一只白色的猫睡在雪里"]}
+
+
+def test_chinese_is_scored_by_its_characters_as_if_they_were_words_between_spaces():
+    def apart(text: str) -> str:
+        return " ".join(text.replace("。", ""))
+
+    scores = ngram_scores(DOGS, ON_A_PORCH, java=False)
+    words = {i: apart(text) for i, text in DOGS.items()}
+    assert scores == ngram_scores(words, {i: list(map(apart, row)) for i, row in ON_A_PORCH.items()}, java=False)
+    assert scores["length"] == 10
+    assert scores["cider"] > 1
+    assert scores["bleu@4"] > 0.5
+
+
+def test_a_language_that_is_not_split_is_warned_of_once():
+    unsplit = {0: ["anunbrokensentence"], 1: ["anotherunbrokenone"]}
+    with pytest.warns(UserWarning, match="2 of 2 captions are a single token, the first: 'anunbrokensentence'") as told:
+        ngram_scores({0: "anunbroken", 1: "another"}, unsplit, java=False)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("references", [ON_A_PORCH, REFERENCES, {0: ["dog"], 1: ["cat"]}])
+def test_languages_that_are_split_and_short_captions_are_not_warned_of(references):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ngram_scores({image: row[0] for image, row in references.items()}, references, java=False)
+
+
+def test_the_signature_says_how_it_split_what_has_no_spaces_and_is_as_before_where_there_is_none_of_it():
+    def line(references: dict) -> str:
+        return signature("CocoCaptions", "test", references, Sampler(method="greedy"))["tokenizer"]
+
+    assert (
+        line(ON_A_PORCH)
+        == line(REFERENCES) + ", each character of Chinese, Japanese, Thai, Lao, Khmer and Burmese a token"
+    )
+    assert line(REFERENCES).endswith("lower case, no punctuation")
 
 
 def test_without_java_the_table_has_the_text_metrics_alone():
