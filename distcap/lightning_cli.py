@@ -19,6 +19,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from distcap.callbacks import Checkpoint, Dashboard, Interruption, Predictions
+from distcap.checks import above, at_least
 from distcap.cli import STAGE_COMMANDS
 from distcap.data import CocoCaptions, ImageFolder
 from distcap.shipped import configs_folder
@@ -93,6 +94,7 @@ class DistcapCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = beside(self.config[self.subcommand].run, self.config[self.subcommand])
+        check_trainer(config.trainer)
         logger = config.trainer.logger
         for one in logger if isinstance(logger, list) else [logger]:
             if not isinstance(one, bool) and one is not None:
@@ -118,6 +120,18 @@ class DistcapCLI(LightningCLI):
         if corpus is not None and (data := ON_DISK.get(corpus.class_path)):
             data(**corpus.init_args.as_dict()).entries("train")
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"--seed_everything: {error}") from error
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            raise UserError(f"--trainer: {' '.join(str(error).split())}") from error
+
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
@@ -137,6 +151,16 @@ class DistcapCLI(LightningCLI):
     def after_fit(self) -> None:
         if self.config.fit.test_after_fit and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+
+def check_trainer(config: Namespace) -> None:
+    """Raises UserError for a number that Lightning would divide by, or train nothing with."""
+    for name, low in (("accumulate_grad_batches", 1), ("check_val_every_n_epoch", 1), ("log_every_n_steps", 0)):
+        if config[name] is not None:
+            at_least(f"--trainer.{name}", config[name], low)
+    for name in ("val_check_interval", "limit_train_batches"):
+        if isinstance(config[name], int | float):
+            above(f"--trainer.{name}", config[name], 0)
 
 
 def check_wandb(offline: bool) -> None:
@@ -163,6 +187,8 @@ def of_the_user(error: BaseException) -> str | None:
     """One line about what the user can fix, of the errors that are no UserError; None for a bug."""
     if isinstance(error, MisconfigurationException):
         return " ".join(str(error).split())
+    if isinstance(error, ValueError) and "`val_check_interval`" in str(error):
+        return f"--trainer.val_check_interval: {' '.join(str(error).split())}"
     if type(error).__module__.startswith("wandb."):
         return f"Weights & Biases: {' '.join(str(error).split())}; {WITHOUT_WANDB}"
     if isinstance(error, RuntimeError) and LOST.search(str(error)):
