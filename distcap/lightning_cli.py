@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from distcap.callbacks import Checkpoints, Dashboard, Interruption, Predictions
 from distcap.checkpoints import WholeCheckpoints, best_checkpoint, read_checkpoint
+from distcap.checks import above, at_least
 from distcap.cli import STAGE_COMMANDS
 from distcap.curves import Curves
 from distcap.data import CocoCaptions, ImageFolder
@@ -140,6 +141,7 @@ class DistcapCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = beside(self.config[self.subcommand].run, self.config[self.subcommand])
+        check_trainer(config.trainer)
         logger = config.trainer.logger
         for one in logger if isinstance(logger, list) else [logger]:
             if not isinstance(one, bool) and one is not None:
@@ -193,6 +195,18 @@ class DistcapCLI(LightningCLI):
             )
         if not resumes and not config.overwrite:
             folder.check_free()
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"--seed_everything: {error}") from error
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            raise UserError(f"--trainer: {' '.join(str(error).split())}") from error
 
     def instantiate_classes(self) -> None:
         try:
@@ -281,6 +295,16 @@ def _check_resumable(checkpoint: dict[str, Any], path: Path, class_path: str) ->
         raise UserError(f"{path} holds weights alone, with which a training cannot go on; evaluate it, or name another")
 
 
+def check_trainer(config: Namespace) -> None:
+    """Raises UserError for a number that Lightning would divide by, or train nothing with."""
+    for name, low in (("accumulate_grad_batches", 1), ("check_val_every_n_epoch", 1), ("log_every_n_steps", 0)):
+        if config[name] is not None:
+            at_least(f"--trainer.{name}", config[name], low)
+    for name in ("val_check_interval", "limit_train_batches"):
+        if isinstance(config[name], int | float):
+            above(f"--trainer.{name}", config[name], 0)
+
+
 def check_wandb(offline: bool) -> None:
     """Raises UserError where Weights & Biases would ask for an account, and nobody is there to answer."""
     if offline or os.environ.get("WANDB_MODE", "online") != "online" or sys.stdin.isatty():
@@ -305,6 +329,8 @@ def of_the_user(error: BaseException) -> str | None:
     """One line about what the user can fix, of the errors that are no UserError; None for a bug."""
     if isinstance(error, MisconfigurationException):
         return " ".join(str(error).split())
+    if isinstance(error, ValueError) and "`val_check_interval`" in str(error):
+        return f"--trainer.val_check_interval: {' '.join(str(error).split())}"
     if type(error).__module__.startswith("wandb."):
         return f"Weights & Biases: {' '.join(str(error).split())}; {WITHOUT_WANDB}"
     if isinstance(error, RuntimeError) and LOST.search(str(error)):

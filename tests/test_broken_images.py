@@ -28,7 +28,12 @@ def folder(workshop: Path) -> Path:
 
 @pytest.mark.parametrize("config", ["clip", "mle", "discriminator", "grammar", "rl"])
 def test_every_stage_trains(folder: Path, config: str) -> None:
-    args = ["--data=broken.yaml", f"--run=demo/broken-{config}", "--trainer.max_steps=6"]
+    args = [
+        "--data=broken.yaml",
+        f"--run=demo/broken-{config}",
+        "--trainer.max_steps=6",
+        "--trainer.check_val_every_n_epoch=1",
+    ]
     args += [f"--trainer.callbacks={json.dumps([tiny.EVALUATION])}"] if config in ("mle", "rl") else []
     with pytest.warns(UserWarning, match="1 of 24 images of train cannot be read"):
         cli = tiny.run(folder, "fit", "--config", f"demo/{config}.yaml", *args)

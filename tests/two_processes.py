@@ -1,4 +1,4 @@
-"""A training on two processes, as a program: python two_processes.py DATA RUN [signal|error] [CHECKPOINT]."""
+"""A training on two processes, as a program: python two_processes.py DATA RUN signal|error."""
 
 import json
 import os
@@ -31,14 +31,14 @@ class Trouble(Callback):
                 raise RuntimeError("the power is gone")
 
 
-def main(data: str, run: str, what: str = "", ckpt_path: str | None = None) -> None:
+def main(data: str, run: str, what: str) -> None:
     stage = Line(schedule="constant")
     options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     options |= {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "num_sanity_val_steps": 0}
     checkpoint = Checkpoints(run, save_last=True, save_on_exception=True, enable_version_counter=False)
     trainer = Trainer(max_epochs=3, callbacks=[Trouble(what), Interruption(), checkpoint], **options)
     try:
-        trainer.fit(stage, coco(Path(data), batch_size=2), ckpt_path=ckpt_path)
+        trainer.fit(stage, coco(Path(data), batch_size=2))
     except Interrupted as told:
         sys.exit(128 + told.number if trainer.is_global_zero else 0)
     except RuntimeError:

@@ -184,7 +184,7 @@ def test_another_seed_makes_other_splits(album):
     assert set(first) != set(second)
 
 
-@pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (-0.1, 0.2), (0.2, -0.1)])
+@pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (0.2, 0.9)])
 def test_shares_that_leave_nothing_to_train_on_are_refused(tmp_path, val, test):
     assert f"--data.val is {val} and --data.test {test}" in complaint(lambda: build(tmp_path, val=val, test=test))
 
@@ -270,7 +270,7 @@ def test_corrupt_image_is_named(photos, num_workers):
 
 def test_corrupt_image_is_not_captioned_and_counted_on_request(photos):
     (photos / "a" / "z.JPG").write_bytes(b"no image")
-    with pytest.warns(UserWarning, match="could not be read: 1;"):
+    with pytest.warns(UserWarning, match="1 of 3 images of predict cannot be read"):
         assert len(list(build(photos, on_error="skip").predict_dataloader())) == 2
 
 
