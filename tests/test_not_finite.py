@@ -8,9 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from test_run_folder import MLE, RL, fit, step_of
+from test_run_folder import MLE, RL, step_of
 from torch import nn
 
 from distcap.cli import main
@@ -37,6 +36,10 @@ def is_whole(file: Path) -> bool:
 
 def spoilt(calls: int) -> str:
     return json.dumps({"spoilt": {"class_path": "spoilt.Spoilt", "init_args": {"calls": calls}}})
+
+
+def objective(term: str) -> str:
+    return f"--model.objective={json.dumps({'term': {'class_path': f'distcap.objectives.{term}'}})}"
 
 
 def test_a_reward_that_is_no_number_is_named_with_its_step_and_spoils_nothing(

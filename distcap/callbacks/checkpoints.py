@@ -17,10 +17,10 @@ ASKED_EVERY = 10
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's ModelCheckpoint; beyond it, last.ckpt is saved within epochs, too, and at the end whatever is monitored.
+    """Lightning's ModelCheckpoint, with last.ckpt saved within epochs, too, and at the end whatever is monitored.
 
     Args:
-        minutes: last.ckpt is saved again so many minutes after it was saved last, within an epoch; 0: between epochs only.
+        minutes: within an epoch, last.ckpt is saved again after so many minutes; 0 saves it between epochs only.
 
     Raises:
         UserError: the version counter is on, with which the newest of several is no longer called last.ckpt.
@@ -29,9 +29,7 @@ class Checkpoints(ModelCheckpoint):
     def __init__(self, minutes: float = 10.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if self._enable_version_counter:
-            raise UserError(
-                "checkpoint.enable_version_counter is true; with it last.ckpt is not the last one, set false"
-            )
+            raise UserError("checkpoint.enable_version_counter: with it last.ckpt is not the last one; set it to false")
         if minutes < 0:
             raise UserError(f"checkpoint.minutes is {minutes}; it is 0 or more")
         self.minutes = minutes
@@ -80,16 +78,15 @@ class Checkpoints(ModelCheckpoint):
         try:
             if self.save_last is not True:
                 super().on_exception(trainer, pl_module, exception)
-            elif self._should_save_on_exception(
-                trainer
-            ):  # once, where Lightning leaves a second file that nobody reads
+            # Lightning leaves a second file, which nobody reads and nothing removes.
+            elif self._should_save_on_exception(trainer):
                 self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
                 log.info("saved %s", self.last_model_path)
         except UserError as error:
             log.warning("%s", error)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Of a run that was moved: its checkpoints moved along. One that goes on from another run's begins with none."""
+        """A run that was moved has its checkpoints with it; one that goes on from another run's begins with none."""
         there, here = str(state_dict.get("dirpath")), str(self.dirpath)
         if there == here:
             super().load_state_dict(state_dict)
