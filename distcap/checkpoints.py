@@ -18,7 +18,7 @@ KEYS = ("state_dict", "loops", "global_step", "epoch", "pytorch-lightning_versio
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes beside the target, on its own disk, and replaces it at the end: a kill or a full disk loses the new one."""
+    """Writes beside the target, on the same disk, and replaces it last: a kill or a full disk loses the new one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         try:
@@ -26,8 +26,8 @@ class WholeCheckpoints(TorchCheckpointIO):
                 torch.save(checkpoint, part)
         except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
             raise UserError(
-                f"{path} cannot be written ({' '.join(str(error).split())[:200]}); the checkpoint that was there before "
-                "is kept. Make room, then go on with --ckpt_path last"
+                f"{path} cannot be written ({' '.join(str(error).split())[:200]}); the checkpoint that was there "
+                "before is kept. Make room, then go on with --ckpt_path last"
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def read_checkpoint(path: Path, **options: Any) -> dict[str, Any]:
 
 
 def best_checkpoint(last: Path) -> Path | None:
-    """The best one of a training by the metric that it monitored, of which its last one knows; None if it knows none."""
+    """The best one of a training by the metric that it monitored, which its last one tells; None if it tells none."""
     states = read_checkpoint(last, mmap=True, map_location="cpu").get("callbacks", {})
     for state in states.values():
         if isinstance(state, dict) and state.get("monitor") and isinstance(state.get("best_model_path"), str):

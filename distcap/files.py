@@ -35,7 +35,7 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside the path to write into; it takes the path's place, and all that was there goes, at the end."""
+    """An empty folder beside the path to write into; at the end it takes the path's place, and what was there goes."""
     part, old = path.with_name(path.name + UNFINISHED), path.with_name(path.name + ".old")
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in (part, old):

@@ -190,9 +190,7 @@ class DistcapCLI(LightningCLI):
         requeued = SLURMEnvironment.detect() and any(folder.path.glob("hpc_ckpt_*.ckpt"))  # Lightning finds it
         resumes = requeued or checkpoint == "hpc" or bool(checkpoint and folder.holds(checkpoint))
         if resumes and config.overwrite:
-            raise UserError(
-                f"--ckpt_path goes on with the training in {folder} and --overwrite deletes it; leave one out"
-            )
+            raise UserError(f"--ckpt_path goes on with what is in {folder} and --overwrite deletes it; leave one out")
         if not resumes and not config.overwrite:
             folder.check_free()
 

@@ -1,6 +1,7 @@
 """The folder of one run: who may write to it, what it holds, and what a training that begins anew takes away."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,14 +74,14 @@ class RunFolder:
         Raises:
             UserError: there is more than one that is called the last.
         """
-        lasts = sorted(self.checkpoints.glob("last*.ckpt"), key=os.path.getmtime)
+        found = sorted(filter(Path.is_file, self.checkpoints.glob("*.ckpt")), key=os.path.getmtime)
+        lasts = [file for file in found if re.fullmatch(r"last(-v\d+)?", file.stem)]
         if len(lasts) > 1:
             raise UserError(
                 f"{self.checkpoints} holds {' and '.join(file.name for file in lasts)}, for an older distcap trained "
                 f"there more than once; name the one that you mean with --ckpt_path, the newest is {lasts[-1]}"
             )
-        others = sorted(self.checkpoints.glob("*.ckpt"), key=os.path.getmtime)
-        return (lasts or others or [None])[-1]
+        return (lasts or found or [None])[-1]
 
     def holds(self, checkpoint: str | Path) -> bool:
         """Whether a checkpoint is of the folder's own training."""
@@ -93,7 +94,8 @@ class RunFolder:
         state = "an interrupted training" if self.product is None else "a finished training"
         resume = "go on with it by --ckpt_path last, " if any(self.checkpoints.glob("*.ckpt")) else ""
         raise UserError(
-            f"{self} holds {state}; name another --run, {resume}or say --overwrite true, which deletes it and begins anew"
+            f"{self} holds {state}; name another --run, {resume}or say --overwrite true, which deletes it "
+            "and begins anew"
         )
 
     def begin(self, anew: bool) -> None:

@@ -141,7 +141,7 @@ def test_without_coco_one_line_says_what_is_missing_how_to_get_it_and_how_to_do_
 
 
 def test_a_stage_whose_predecessor_was_not_run_says_so(capsys: pytest.CaptureFixture[str], workshop: Path) -> None:
-    args = ("--data=scenes.yaml", "--model.captioner.init_from=runs/none")
+    args = ("--data=scenes.yaml", "--model.captioner.init_from=runs/none", "--run=new")
     line = fails(capsys, workshop, "fit", "--config", "demo/discriminator.yaml", *args)
     assert "runs/none: no captioner there; train it first" in line
 

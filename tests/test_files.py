@@ -9,9 +9,14 @@ from distcap.files import read_json, whole_file, whole_folder, write_whole
 
 def test_a_kill_while_a_file_is_written_leaves_the_one_that_there_was(tmp_path: Path) -> None:
     write_whole(file := tmp_path / "deep" / "a.json", "before")
-    with pytest.raises(KeyboardInterrupt), whole_file(file) as part:
-        part.write_text("ha")
-        raise KeyboardInterrupt
+
+    def killed() -> None:
+        with whole_file(file) as part:
+            part.write_text("ha")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
     assert [(left.name, left.read_text()) for left in file.parent.iterdir()] == [("a.json", "before")]
 
 
@@ -35,9 +40,13 @@ def test_a_folder_is_replaced_at_once_with_all_that_was_in_it(tmp_path: Path) ->
 
 
 def test_a_folder_that_could_not_be_written_to_its_end_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="disk"), whole_folder(tmp_path / "a") as part:
-        (part / "half").touch()
-        raise OSError("disk")
+    def fails() -> None:
+        with whole_folder(tmp_path / "a") as part:
+            (part / "half").touch()
+            raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        fails()
     assert not list(tmp_path.iterdir())
 
 

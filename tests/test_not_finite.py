@@ -38,6 +38,10 @@ def spoilt(calls: int) -> str:
     return json.dumps({"spoilt": {"class_path": "spoilt.Spoilt", "init_args": {"calls": calls}}})
 
 
+def objective(term: str) -> str:
+    return f"--model.objective={json.dumps({'term': {'class_path': f'distcap.objectives.{term}'}})}"
+
+
 def test_a_reward_that_is_no_number_is_named_with_its_step_and_spoils_nothing(
     workshop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,10 +21,10 @@ ASKED_EVERY = 10
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's ModelCheckpoint; beyond it, last.ckpt is saved within epochs, too, and at the end whatever is monitored.
+    """Lightning's ModelCheckpoint, with last.ckpt saved within epochs, too, and at the end whatever is monitored.
 
     Args:
-        minutes: last.ckpt is saved again so many minutes after it was saved last, within an epoch; 0: between epochs only.
+        minutes: within an epoch, last.ckpt is saved again after so many minutes; 0 saves it between epochs only.
 
     Raises:
         UserError: the version counter is on, with which the newest of several is no longer called last.ckpt.
@@ -33,9 +33,7 @@ class Checkpoints(ModelCheckpoint):
     def __init__(self, minutes: float = 10.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if self._enable_version_counter:
-            raise UserError(
-                "checkpoint.enable_version_counter is true; with it last.ckpt is not the last one, set false"
-            )
+            raise UserError("checkpoint.enable_version_counter: with it last.ckpt is not the last one; set it to false")
         if minutes < 0:
             raise UserError(f"checkpoint.minutes is {minutes}; it is 0 or more")
         self.minutes = minutes
@@ -105,7 +103,7 @@ class Checkpoints(ModelCheckpoint):
         log.info("saved %s", self._last)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Of a run that was moved: its checkpoints moved along. One that goes on from another run's begins with none."""
+        """A run that was moved has its checkpoints with it; one that goes on from another run's begins with none."""
         there, here = str(state_dict.get("dirpath")), str(self.dirpath)
         if there == here:
             super().load_state_dict(state_dict)

@@ -279,8 +279,8 @@ class Stage(LightningModule):
         if faults:
             more = f", and {len(faults) - 1} more differences" if len(faults) > 1 else ""
             raise UserError(
-                f"the checkpoint is of another model: it {faults[0]}{more}; go on with the settings and the data of the "
-                "run that wrote it, which are in its config.yaml"
+                f"the checkpoint is of another model: it {faults[0]}{more}; go on with the settings and the data of "
+                "the run that wrote it, which are in its config.yaml"
             )
 
     def _check_finite(self) -> None:
