@@ -1,5 +1,6 @@
 """LightningCLI with a folder for each run, and errors in one line."""
 
+import contextlib
 import logging
 import os
 import re
@@ -9,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -17,9 +19,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from distcap.callbacks import Dashboard, Predictions
 from distcap.cli import STAGE_COMMANDS
 from distcap.data import CocoCaptions, ImageFolder
+from distcap.run_files import check_yaml
 from distcap.shipped import configs_folder
 from distcap.stages.base import Stage
 from distcap.types import UserError
+
+JSONARGPARSE_YAML = get_loader("yaml")
 
 ON_DISK: dict[str, type[CocoCaptions | ImageFolder]] = {
     "distcap.data.CocoCaptions": CocoCaptions,
@@ -33,6 +38,13 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         raise UserError(" ".join(str(message).split())) from ex
+
+
+def load_yaml(text: str) -> Any:
+    """As jsonargparse loads a config or an argument, unless it grows without bounds: one may be anybody's."""
+    with contextlib.suppress(yaml.YAMLError):  # which jsonargparse reports
+        check_yaml(text)
+    return JSONARGPARSE_YAML(text)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -134,6 +146,7 @@ def run(args: Sequence[str]) -> DistcapCLI:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
+    set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
     defaults = str(configs_folder() / "defaults.yaml")
     return DistcapCLI(
         LightningModule,

@@ -11,7 +11,7 @@ import pytest
 import distcap
 
 FLOORS = (
-    {"types", "checks", "functional", "ngrams", "corruptions", "shipped"},
+    {"types", "checks", "functional", "ngrams", "corruptions", "shipped", "run_files"},
     {"models", "data", "finding"},
     {"view", "corpus", "trained"},
     {"experience"},  # knows a corpus by its protocol alone

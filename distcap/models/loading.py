@@ -43,7 +43,8 @@ def as_data(what: str) -> Iterator[None]:
 def one_line(error: Exception) -> str:
     """What an error says, cut to a length that can be read, and of which kind it is if that is not plain."""
     said = " ".join(str(error).split())[:300]
-    return said if said and isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: {said}"
+    plain = isinstance(error, OSError | ValueError | TypeError | ImportError)
+    return said if said and plain else f"{type(error).__name__}: {said}"
 
 
 def network(kind: Any, name: str, dtype: torch.dtype, idle: tuple[str, ...] = ()) -> Any:
@@ -101,7 +102,8 @@ def check_config(config: Any) -> None:
 def check_vocabulary(tokenizer: Any, rows: int) -> None:
     """Raises ValueError if the tokenizer has no words, or a token that the network has no embedding of."""
     words = tokenizer.get_vocab()
-    if words.keys() <= set(tokenizer.all_special_tokens):  # which transformers makes up where there is no file of them
+    # Marks transformers makes up where there is no file of words.
+    if not words.keys() - set(tokenizer.all_special_tokens) - tokenizer.get_added_vocab().keys():
         raise ValueError("its tokenizer has no words; copy the folder again, or name another")
     last = max(words.values())
     if last >= rows:
