@@ -107,7 +107,7 @@ def test_metrics_of_another_kind_are_one_line(found: Any, tmp_path: Path) -> Non
 
 def test_a_split_is_no_path(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text(json.dumps({"../../etc/x": {}}))
-    with pytest.raises(UserError, match="a split '../../etc/x', which is no name of one"):
+    with pytest.raises(UserError, match=r"a split '../../etc/x', which is no name of one"):
         read_metrics(tmp_path / "metrics.json")
 
 
