@@ -115,7 +115,8 @@ def read_scores(file: Path) -> dict[str, Any]:
     if not isinstance(images, list) or not isinstance(scores, dict) or not images:
         raise UserError(f"{file} should have image_ids and scores, a value an image; {AGAIN}")
     for name, values in scores.items():
-        if not isinstance(values, list) or len(values) != len(images) or not all(map(_may_be_number, values)):
+        rows = values if isinstance(values, list) else []
+        if len(rows) != len(images) or not _are_numbers(rows):
             raise UserError(f"{file} has {len(images)} images, and not as many values of {name}; {AGAIN}")
     signature = table.get("signature", {})
     strings = isinstance(signature, dict) and all(isinstance(value, str) for value in signature.values())
@@ -185,6 +186,14 @@ def read_warnings(file: Path) -> list[dict[str, Any]] | None:
             f"{file} should be a list of warnings, each with a sentence; found {rows!r:.80}. Move the file away"
         )
     return rows
+
+
+def _are_numbers(rows: list[Any]) -> bool:
+    """Numbers, or lists of numbers of one length, as n-gram counts are."""
+    if any(isinstance(row, list) for row in rows):
+        lengths = {len(row) if isinstance(row, list) else -1 for row in rows}
+        return len(lengths) == 1 and all(_may_be_number(value) for row in rows for value in row)
+    return all(map(_may_be_number, rows))
 
 
 def _may_be_number(value: Any) -> bool:

@@ -126,6 +126,9 @@ def test_metrics_that_are_not_finite_were_not_measured(tmp_path: Path) -> None:
         {"scores": {"cider": [1.0]}},
         {"scores": {"cider": ["a", "b"]}},
         {"scores": {"cider": 3}},
+        {"scores": {"bleu_counts": [[1, 2], [3]]}},
+        {"scores": {"bleu_counts": [[1, 2], 3]}},
+        {"scores": {"bleu_counts": [[1, 2], [3, "x"]]}},
         {"signature": []},
         {"signature": {"decoder": 3}},
         {"signature": {}},
@@ -140,7 +143,11 @@ def test_scores_of_another_kind_are_one_line(change: dict[str, Any], tmp_path: P
 
 def test_scores_are_read_with_a_signature_and_without(tmp_path: Path) -> None:
     file = tmp_path / "scores_test.json"
-    for table in (SCORES, {key: value for key, value in SCORES.items() if key != "signature"}):
+    for table in (
+        SCORES,
+        {**SCORES, "scores": {"bleu_counts": [[1, 2], [3, 4]]}},
+        {key: value for key, value in SCORES.items() if key != "signature"},
+    ):
         file.write_text(json.dumps(table))
         assert read_scores(file) == table
 
