@@ -1,5 +1,6 @@
 """LightningCLI with a folder for each run, and errors in one line."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -14,7 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -31,11 +33,14 @@ from distcap.cli import STAGE_COMMANDS
 from distcap.curves import Curves
 from distcap.data import CocoCaptions, ImageFolder
 from distcap.files import whole_file
+from distcap.run_files import check_yaml
 from distcap.run_folder import RunFolder
 from distcap.shipped import configs_folder
 from distcap.stages.base import Stage, check_stage
 from distcap.trained import is_run, read_config
 from distcap.types import NotFinite, UserError
+
+JSONARGPARSE_YAML = get_loader("yaml")
 
 ON_DISK: dict[str, type[CocoCaptions | ImageFolder]] = {
     "distcap.data.CocoCaptions": CocoCaptions,
@@ -60,6 +65,13 @@ class Parser(LightningArgumentParser):
 
 DISK = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
 """What a disk says that is full, or must not be written to."""
+
+
+def load_yaml(text: str) -> Any:
+    """As jsonargparse loads a config or an argument, unless it grows without bounds: one may be anybody's."""
+    with contextlib.suppress(yaml.YAMLError):  # which jsonargparse reports
+        check_yaml(text)
+    return JSONARGPARSE_YAML(text)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -348,6 +360,7 @@ def run(args: Sequence[str]) -> DistcapCLI:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
+    set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
     defaults = str(configs_folder() / "defaults.yaml")
     try:
         with ExitStack() as owned:

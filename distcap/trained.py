@@ -11,9 +11,9 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from distcap.models import Captioner, FrozenClip
+from distcap.models.loading import one_line
+from distcap.run_files import read_yaml
 from distcap.types import UserError
 
 IMAGE_SIZE = 224
@@ -86,14 +86,9 @@ def read_config(run: str) -> dict[str, Any]:
     """A run's config.yaml, as data. Raises UserError if it is none."""
     file = Path(run) / "config.yaml"
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return read_yaml(file)
     except FileNotFoundError as error:
         raise UserError(f"{run} is no run folder: there is no {file}; `distcap fit` leaves one in runs/") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: not a run's config ({' '.join(str(error).split())})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: not a run's config, it holds a {type(config).__name__}")
-    return config
 
 
 def _captioner(run: str) -> dict[str, Any]:
@@ -136,11 +131,15 @@ def _build(node: Any, trust: bool) -> Any:
         return {key: _build(value, trust) for key, value in node.items()}
     made = _class(str(node["class_path"]), trust)
     args = _build(node.get("init_args") or {}, trust)
+    if not isinstance(args, dict):
+        raise UserError(f"the config gives {node['class_path']} init_args that are a {type(args).__name__}")
     try:
         kinds = {name: one.annotation for name, one in signature(made, eval_str=True).parameters.items()}
         return made(**{name: _typed(kinds.get(name), value) for name, value in args.items()})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{node['class_path']} cannot be made of its init_args: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # values of any kind stand in a config that was not written here
+        raise UserError(f"{node['class_path']} cannot be made of its init_args: {one_line(error)}") from error
 
 
 def _typed(kind: Any, value: Any) -> Any:

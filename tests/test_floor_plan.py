@@ -11,7 +11,19 @@ import pytest
 import distcap
 
 FLOORS = (
-    {"types", "checks", "pictures", "files", "writable", "signals", "functional", "ngrams", "corruptions", "shipped"},
+    {
+        "types",
+        "checks",
+        "pictures",
+        "files",
+        "run_files",
+        "writable",
+        "signals",
+        "functional",
+        "ngrams",
+        "corruptions",
+        "shipped",
+    },
     {"models", "data", "finding"},
     {"view", "corpus", "trained"},
     {"experience"},  # knows a corpus by its protocol alone

@@ -49,6 +49,9 @@ def export_run(run: Path, output: Path | None = None, license: str | None = None
         folder.mkdir()
         usage = captioner.export(folder, decoder)
         shutil.copy(run / "config.yaml", folder / "config.yaml")
-        write_card(folder, trained, decoder, usage, captioner.task, license)
+        try:
+            write_card(folder, trained, decoder, usage, captioner.task, license)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{run / 'config.yaml'} isn't as distcap writes it: no model card ({error!r})") from error
         folder.replace(output)
     return output

@@ -1,7 +1,5 @@
 """What a run left that an export needs: its captioner, its config, and what was measured."""
 
-import json
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -9,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distcap.models import Captioner, Sampler
+from distcap.run_files import read_metrics, read_scores, read_warnings
 from distcap.trained import load_captioner, read_config
 from distcap.types import UserError
 
@@ -55,25 +54,35 @@ class TrainedRun:
                 f"{folder} holds no captioner, its stage is {stage}: MLE and RL leave one when their training ends; go "
                 f"on with an interrupted one by `{train}{resume}`"
             )
-        metrics = _read_json(folder / "metrics.json", {})
-        scores = {split: _read_json(folder / f"scores_{split}.json", {}) for split in metrics}
+        metrics = read_metrics(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
+        tables = {split: folder / f"scores_{split}.json" for split in metrics}
+        scores = {split: read_scores(file) for split, file in tables.items() if file.exists()}
         return cls(
             folder,
             config,
-            {split: _finite(values) for split, values in metrics.items()},
+            metrics,
             {split: table["signature"] for split, table in scores.items() if "signature" in table},
-            [row["sentence"] for row in _read_json(folder / "health.json", [])],
+            [row["sentence"] for row in read_warnings(folder / "health.json") or []],
         )
 
     def load(self, *, trust: bool = False) -> tuple[Captioner, Sampler]:
         """The captioner as training left it, and how its captions are decoded; see `distcap.trained.load_captioner`."""
-        return load_captioner(str(self.folder), trust=trust), Sampler(**self.stage["decoder"])
+        rules = self.stage.get("decoder")
+        if not isinstance(rules, dict):
+            raise UserError(f"{self.folder / 'config.yaml'} names no decoder (model.init_args.decoder)")
+        try:
+            decoder = Sampler(**rules)
+        except TypeError as error:
+            raise UserError(f"{self.folder / 'config.yaml'} names a decoder that is none ({error})") from error
+        return load_captioner(str(self.folder), trust=trust), decoder
 
     def base_model(self) -> str | None:
         """The model on the Hugging Face hub that training began with, found through earlier runs; None if none did."""
         config, seen = self.config, set()
         while True:
-            source = config["model"]["init_args"]["captioner"].get("init_args", {}).get("init_from")
+            captioner = config["model"]["init_args"].get("captioner")
+            arguments = captioner.get("init_args") if isinstance(captioner, dict) else None
+            source = arguments.get("init_from") if isinstance(arguments, dict) else None
             if not isinstance(source, str) or source in seen:
                 return None
             seen.add(source)
@@ -86,22 +95,9 @@ class TrainedRun:
 
 def _config(run: Path) -> dict[str, Any]:
     config = read_config(str(run))
-    if "init_args" not in config.get("model", {}):
+    model = config.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("init_args"), dict):
         raise UserError(f"{run / 'config.yaml'} isn't the config of a run: it has no model with init_args")
+    if not isinstance(model.get("class_path"), str):
+        raise UserError(f"{run / 'config.yaml'} isn't the config of a run: its model has no class_path")
     return config
-
-
-def _read_json(file: Path, absent: Any) -> Any:
-    if not file.exists():
-        return absent
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} can't be read as JSON ({error}); evaluate the run again: `distcap test`") from error
-    if not isinstance(found, type(absent)):
-        raise UserError(f"{file} should hold a {type(absent).__name__}; evaluate the run again: `distcap test`")
-    return found
-
-
-def _finite(values: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if isinstance(value, int | float) and math.isfinite(value)}

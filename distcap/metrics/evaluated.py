@@ -4,10 +4,10 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from distcap.metrics import java
 from distcap.metrics.java import Texts
+from distcap.run_files import AGAIN, read_captions, read_json, read_metrics, read_scores
 from distcap.types import UserError
 
 
@@ -30,7 +30,7 @@ def score_runs(files: Sequence[Path]) -> None:
             troubles.append(f"{name.upper()} is left out: {error}")
             continue
         for file, score in zip(lacking, found, strict=True):
-            metrics, scores = _read(file.with_name("metrics.json")), _read(file)
+            metrics, scores = read_json(file.with_name("metrics.json")), read_scores(file)
             metrics[_split(file)][name] = score.corpus
             scores["scores"][name] = score.each
             file.write_text(json.dumps(scores))
@@ -48,17 +48,14 @@ def _captions(file: Path) -> Path:
 
 
 def _has(file: Path, metric: str) -> bool:
-    metrics = _read(file.with_name("metrics.json"))
-    return metric in metrics[_split(file)] and metric in _read(file)["scores"]
-
-
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} can't be read as JSON ({error}); evaluate the run again: `distcap test`") from error
+    metrics = read_metrics(file.with_name("metrics.json"))
+    if _split(file) not in metrics:
+        raise UserError(
+            f"{file.with_name('metrics.json')} says nothing of {_split(file)}, which {file.name} does; {AGAIN}"
+        )
+    return metric in metrics[_split(file)] and metric in read_scores(file)["scores"]
 
 
 def _read_texts(file: Path) -> Texts:
-    rows = _read(file)
+    rows = read_captions(file).values()
     return Texts.of({r["image_id"]: r["caption"] for r in rows}, {r["image_id"]: r["ground_truth"] for r in rows})

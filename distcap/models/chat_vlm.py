@@ -71,7 +71,7 @@ class ChatVLM(PrefixCaptioner):
         **kwargs: Any,
     ) -> None:
         self.prompt = prompt
-        self.options = processor or {}
+        self.options = dict(processor or {})
         if unknown := sorted(self.options.keys() - OPTIONS):
             raise UserError(f"processor has no option {unknown[0]!r} that may be set; there are {', '.join(OPTIONS)}")
         if image_size is not None:

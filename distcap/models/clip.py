@@ -56,7 +56,7 @@ class FrozenClip:
         self.batch_size = batch_size
         self.truncated = 0
         """Captions cut at the context length so far: CLIP does so silently."""
-        self.model, self.pretrained = model, pretrained
+        self.model, self.pretrained = str(model), str(pretrained)
 
     @property
     def net(self) -> Any:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distcap.types import UserError
 
@@ -43,7 +43,8 @@ def as_data(what: str) -> Iterator[None]:
 def one_line(error: Exception) -> str:
     """What an error says, cut to a length that can be read, and of which kind it is if that is not plain."""
     said = " ".join(str(error).split())[:300]
-    return said if said and isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: {said}"
+    plain = isinstance(error, OSError | ValueError | TypeError | ImportError)
+    return said if said and plain else f"{type(error).__name__}: {said}"
 
 
 def network(kind: Any, name: str, dtype: torch.dtype, idle: tuple[str, ...] = ()) -> Any:
@@ -77,12 +78,18 @@ def network(kind: Any, name: str, dtype: torch.dtype, idle: tuple[str, ...] = ()
 def check_finite(model: nn.Module) -> None:
     """Raises ValueError if a weight is infinite or not a number: captions would be empty, or noise."""
     with torch.no_grad():
-        bad = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+        bad = [name for name, value in model.named_parameters() if value.numel() and not _is_finite(value)]
     if bad:
         raise ValueError(
             f"{len(bad)} of its tensors hold numbers that are infinite or NaN, the first {bad[0]}: the training that "
             "made it had failed"
         )
+
+
+def _is_finite(value: Tensor) -> bool:
+    """In one pass, and without a copy of the tensor: networks have gigabytes."""
+    least, most = value.aminmax()  # NaN if there is any
+    return bool(least.isfinite() & most.isfinite())
 
 
 def check_config(config: Any) -> None:
@@ -101,7 +108,8 @@ def check_config(config: Any) -> None:
 def check_vocabulary(tokenizer: Any, rows: int) -> None:
     """Raises ValueError if the tokenizer has no words, or a token that the network has no embedding of."""
     words = tokenizer.get_vocab()
-    if words.keys() <= set(tokenizer.all_special_tokens):  # which transformers makes up where there is no file of them
+    # Marks transformers makes up where there is no file of words.
+    if not words.keys() - set(tokenizer.all_special_tokens) - tokenizer.get_added_vocab().keys():
         raise ValueError("its tokenizer has no words; copy the folder again, or name another")
     last = max(words.values())
     if last >= rows:

@@ -1,12 +1,12 @@
 """The runs of a folder: what evaluation, and a CSV logger, left of each."""
 
 import csv
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distcap.run_files import read_captions, read_metrics, read_warnings
 from distcap.types import UserError
 
 BASELINE, OURS = "mle", "distcap"
@@ -103,50 +103,11 @@ def load_runs(folder: Path) -> tuple[list[Run], str]:
             metrics=splits.get(split, {}),
             captions=read_captions(path / f"captions_{split}.json"),
             curves=_read_curves(path / "metrics.csv"),
-            warnings=_read_warnings(path / "health.json"),
+            warnings=read_warnings(path / "health.json"),
         )
         for path, splits in metrics.items()
     ]
     return runs, split
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; a UserError that names the file where that cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read as JSON ({error}). Evaluate the run again, or move it away.") from error
-
-
-def read_metrics(path: Path) -> dict[str, dict[str, float]]:
-    """metrics.json: split -> metric -> value."""
-    metrics = read_json(path)
-    if not isinstance(metrics, dict) or not all(isinstance(split, dict) for split in metrics.values()):
-        raise UserError(f"{path} should map each split to its metrics, as in {{'test': {{'cider': 1.2}}}}.")
-    return metrics
-
-
-def read_captions(path: Path) -> dict[int, dict[str, Any]]:
-    """captions_SPLIT.json: image id -> row; empty where there is no such file."""
-    if not path.exists():
-        return {}
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise UserError(f"{path} should be a list with one row an image; found {rows!r:.80}.")
-    keys = {"image_id", "file", "caption", "rank", "ground_truth", "lookalike"}
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict) or not keys <= row.keys():
-            raise UserError(f"{path}: row {number} should have the keys {', '.join(sorted(keys))}; found {row!r:.120}.")
-    return {row["image_id"]: row for row in rows}
-
-
-def _read_warnings(path: Path) -> list[dict[str, Any]] | None:
-    if not path.exists():
-        return None
-    rows = read_json(path)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "sentence" in row for row in rows):
-        raise UserError(f"{path} should be a list of warnings, each with a sentence; found {rows!r:.80}. Move it away.")
-    return rows
 
 
 def _read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:

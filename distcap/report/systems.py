@@ -1,6 +1,5 @@
 """The systems of an ablation: one recipe each, trained with several seeds, and their metrics over seeds and images."""
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -12,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from distcap.metrics.ngram import bleu
-from distcap.report.runs import BASELINE, COLORS, MORE_COLORS, OURS, Run, read_captions, read_json, read_metrics
+from distcap.report.runs import BASELINE, COLORS, MORE_COLORS, OURS, Run
 from distcap.report.statistics import Bootstrap, Estimate, Statistic, mean
+from distcap.run_files import read_captions, read_json, read_metrics, read_scores
 from distcap.types import UserError
 
 PALETTE = (*COLORS.values(), *MORE_COLORS)
@@ -162,17 +162,9 @@ def load_ablation(folder: Path, keys: Iterable[str]) -> Ablation:
 
 def _read_run(run: Path, system: System, seed: int, ids: dict[int, list[int]], spread: dict[str, list[float]]) -> None:
     """Add what one run left to its system."""
-    table = read_json(run / "scores_test.json")
-    try:
-        images = table["image_ids"]
-        scores = {key: np.array(values, dtype=float) for key, values in table["scores"].items()}
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{run}/scores_test.json should have image_ids and scores, a value an image: {error!r}. Evaluate it again."
-        ) from error
-    wrong = [key for key, values in scores.items() if len(values) != len(images)]
-    if wrong or not images:
-        raise UserError(f"{run}/scores_test.json has {len(images)} images, and not as many values of {wrong}.")
+    table = read_scores(run / "scores_test.json")
+    images = table["image_ids"]
+    scores = {key: np.array(values, dtype=float) for key, values in table["scores"].items()}
     if ids.setdefault(seed, images) != images:
         raise UserError(
             f"{run} was tested on {len(images)} images that are not the {len(ids[seed])} of the other systems of seed "
@@ -184,5 +176,6 @@ def _read_run(run: Path, system: System, seed: int, ids: dict[int, list[int]], s
     measured = read_metrics(run / "metrics.json").get("test", {})
     if math.isfinite(measured.get("vocabulary", math.nan)):
         spread.setdefault("vocabulary", []).append(measured["vocabulary"])
-    if (run / "seconds.json").exists() and "train" in (seconds := json.loads((run / "seconds.json").read_text())):
+    seconds = read_json(run / "seconds.json") if (run / "seconds.json").exists() else {}
+    if isinstance(seconds, dict) and isinstance(seconds.get("train"), int | float):
         spread.setdefault(SECONDS, []).append(seconds["train"] / 60)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distcap.models import FrozenClip
-from distcap.models.loading import square
+from distcap.models.loading import one_line, square
 from distcap.stages.base import Stage
 from distcap.types import Batch, UserError
 
@@ -55,15 +55,20 @@ class Clip(Stage):
         self.alt_texts = alt_texts
         self.alt_text_share = alt_text_share
         self.max_logit_scale = max_logit_scale
+        try:
+            size = model_cfg["vision_cfg"]["image_size"]
+            net = open_clip.model.CLIP(**model_cfg)  # type: ignore[call-overload]
+        except Exception as error:  # open_clip checks next to nothing
+            raise UserError(f"--model.model_cfg makes no CLIP: {one_line(error)}") from error
         self.preprocess_cfg = {
-            "size": model_cfg["vision_cfg"]["image_size"],
+            "size": size,
             "mean": [0.5, 0.5, 0.5],
             "std": [0.25, 0.25, 0.25],
             "interpolation": "bicubic",
             "resize_mode": "squash",
         }
         # Channels last makes its convolutions half as fast again on a CPU.
-        self.net = open_clip.model.CLIP(**model_cfg).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = net.to(memory_format=torch.channels_last)
         if init_from is not None:
             self._go_on_from(init_from)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=self.net.context_length)
