@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,9 @@ class Life:
         family: of `families`.
         way: plain, freeze, lora, or lora-bfloat16.
         precision: of the trainer.
+        dropout: of all layers that have some.
+        name: of its runs' folder.
+        measured: whether captions are measured, which takes its time.
     """
 
     yard: Path
@@ -118,7 +121,7 @@ class Life:
     precision: str = "32-true"
     dropout: float = 0.1
     name: str = ""
-    done: dict[str, Any] = field(default_factory=dict)
+    measured: bool = True
 
     def __post_init__(self) -> None:
         self.name = self.name or f"{self.family}-{self.way}-{self.precision}".replace("_", "-")
@@ -169,10 +172,11 @@ class Life:
 
     def config(self, stage: str, callbacks: Sequence[dict[str, Any]] = (), **trainer: Any) -> str:
         """The file of a config, written. Nothing in it says how large an image is: the captioner knows."""
+        evaluation = [tiny.EVALUATION] if self.measured else []
         settings = {
             "max_epochs": EPOCHS, "accelerator": "cpu", "precision": self.precision, "log_every_n_steps": 1,
             "check_val_every_n_epoch": EPOCHS, "logger": LOG,
-            "callbacks": [tiny.EVALUATION, {"class_path": "lives.Trace"}, *callbacks], **trainer,
+            "callbacks": [*evaluation, {"class_path": "lives.Trace"}, *callbacks], **trainer,
         }  # fmt: skip
         data = {"folder": "photos", "batch_size": BATCH, "num_workers": 0, "on_error": "skip", "image_size": 32}
         file = self.yard / f"{self.name}-{stage}-{len(list(self.yard.glob('*.yaml')))}.yaml"
@@ -204,7 +208,7 @@ class Life:
     @cached_property
     def mle(self) -> Any:
         """Teacher forcing in one go, and its test."""
-        return self.fit("mle", "mle", "--test_after_fit", "true")
+        return self.fit("mle", "mle", "--test_after_fit", str(self.measured).lower())
 
     @cached_property
     def resumed(self) -> Any:
