@@ -47,7 +47,7 @@ def refused(desk: Path, capsys: pytest.CaptureFixture[str], config: str, *args: 
     [
         ("samples=0", "samples of a sampler or decoder is 0; it takes 1 or more"),
         ("temperature=0", "temperature of a sampler or decoder is 0.0; it takes more than 0"),
-        ("temperature=nan", "temperature of a sampler or decoder is nan; it takes a finite number"),
+        ("temperature=.nan", "temperature of a sampler or decoder is nan; it takes a finite number"),
         ("top_p=2", "top_p of a sampler or decoder is 2.0; it takes a number from 0 (not included) to 1"),
         ("max_tokens=0", "max_tokens of a sampler or decoder is 0; it takes 1 or more"),
     ],
