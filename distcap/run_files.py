@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +148,8 @@ KINDS: dict[str, Callable[[Any], bool]] = {
 """What a row of captions_SPLIT.json has."""
 
 
-def read_captions(file: Path) -> dict[int, dict[str, Any]]:
-    """captions_SPLIT.json: image id -> row; empty where there is no such file.
+def read_captions(file: Path, keys: Iterable[str] = tuple(KINDS)) -> dict[int, dict[str, Any]]:
+    """captions_SPLIT.json: image id -> row, which has these keys; empty where there is no such file.
 
     Raises:
         UserError: it is anything else.
@@ -160,12 +160,12 @@ def read_captions(file: Path) -> dict[int, dict[str, Any]]:
     if not isinstance(rows, list):
         raise UserError(f"{file} should be a list with one row an image; found {rows!r:.80}; {AGAIN}")
     for number, row in enumerate(rows):
-        if not isinstance(row, dict) or not KINDS.keys() <= row.keys():
+        if not isinstance(row, dict) or not set(keys) <= row.keys():
             raise UserError(
-                f"{file}: row {number} should have the keys {', '.join(sorted(KINDS))}; found {row!r:.120}; {AGAIN}"
+                f"{file}: row {number} should have the keys {', '.join(sorted(keys))}; found {row!r:.120}; {AGAIN}"
             )
-        for key, is_right in KINDS.items():
-            if not is_right(row[key]):
+        for key in keys:
+            if not KINDS[key](row[key]):
                 raise UserError(f"{file}: row {number} has a {key} that is none: {row[key]!r:.80}; {AGAIN}")
     return {row["image_id"]: row for row in rows}
 

@@ -57,5 +57,5 @@ def _has(file: Path, metric: str) -> bool:
 
 
 def _read_texts(file: Path) -> Texts:
-    rows = read_captions(file).values()
+    rows = read_captions(file, ("image_id", "caption", "ground_truth")).values()
     return Texts.of({r["image_id"]: r["caption"] for r in rows}, {r["image_id"]: r["ground_truth"] for r in rows})

@@ -40,8 +40,7 @@ class Blip(HuggingFaceCaptioner):
     def language_model(self) -> Any:
         return self.model.text_decoder
 
-    @property
-    def image_size(self) -> int:
+    def side(self) -> int:
         return square(self.model.config.vision_config.image_size)
 
     def special_tokens(self) -> tuple[int, int]:

@@ -55,8 +55,7 @@ class Blip2(PrefixCaptioner):
 
     decoder = language_model
 
-    @property
-    def image_size(self) -> int:
+    def side(self) -> int:
         return square(self.model.config.vision_config.image_size)
 
     def special_tokens(self) -> tuple[None, int]:

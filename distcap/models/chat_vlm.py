@@ -134,8 +134,7 @@ class ChatVLM(PrefixCaptioner):
     def decoder(self) -> Any:
         return self.model
 
-    @property
-    def image_size(self) -> int:
+    def side(self) -> int:
         assert self._image_size is not None  # read() sees to it
         return self._image_size
 

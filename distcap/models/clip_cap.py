@@ -98,8 +98,7 @@ class ClipCap(PrefixCaptioner):
 
     decoder = language_model
 
-    @property
-    def image_size(self) -> int:
+    def side(self) -> int:
         return square(self.model.config.clip["preprocess_cfg"]["size"])
 
     @property

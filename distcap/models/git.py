@@ -47,8 +47,7 @@ class Git(HuggingFaceCaptioner):
     def embedder(self) -> Any:
         return self.model.git
 
-    @property
-    def image_size(self) -> int:
+    def side(self) -> int:
         return square(self.model.config.vision_config.image_size)
 
     def special_tokens(self) -> tuple[int, int]:

@@ -105,10 +105,13 @@ class HuggingFaceCaptioner(Captioner):
     def language_model(self) -> Any:
         """The part of the network that LoRA adapts."""
 
-    @property
     @abstractmethod
+    def side(self) -> int:
+        """Of the square images that the encoder sees; known before an untrained captioner is built."""
+
+    @property
     def image_size(self) -> int:  # type: ignore[override]
-        """Side of the square images that the encoder sees; known before an untrained captioner is built."""
+        return self.side()
 
     @property
     def embedder(self) -> Any:

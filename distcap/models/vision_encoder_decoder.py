@@ -96,8 +96,7 @@ class VisionEncoderDecoder(HuggingFaceCaptioner):
     def language_model(self) -> Any:
         return self.model.decoder
 
-    @property
-    def image_size(self) -> int:
+    def side(self) -> int:
         config = self._encoder_config() if self.model is None else self.model.config.encoder
         if size := getattr(config, "image_size", None):
             return square(size)
