@@ -171,14 +171,15 @@ class Life:
         }
 
     def config(self, stage: str, callbacks: Sequence[dict[str, Any]] = (), **trainer: Any) -> str:
-        """The file of a config, written. Nothing in it says how large an image is: the captioner knows."""
+        """The file of a config, written. Several processes share the batch."""
         evaluation = [tiny.EVALUATION] if self.measured else []
         settings = {
             "max_epochs": EPOCHS, "accelerator": "cpu", "precision": self.precision, "log_every_n_steps": 1,
             "check_val_every_n_epoch": EPOCHS, "logger": LOG,
             "callbacks": [*evaluation, {"class_path": "lives.Trace"}, *callbacks], **trainer,
         }  # fmt: skip
-        data = {"folder": "photos", "batch_size": BATCH, "num_workers": 0, "on_error": "skip", "image_size": 32}
+        batch = BATCH // trainer.get("devices", 1)
+        data = {"folder": "photos", "batch_size": batch, "num_workers": 0, "on_error": "skip", "image_size": 32}
         file = self.yard / f"{self.name}-{stage}-{len(list(self.yard.glob('*.yaml')))}.yaml"
         config = {
             "trainer": settings,

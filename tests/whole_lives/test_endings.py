@@ -8,7 +8,7 @@ from typing import Any
 import families
 import pytest
 import torch
-from lives import BATCH, CUT, EPOCHS, STEPS, Life, assert_equal, shell
+from lives import CUT, EPOCHS, STEPS, Life, assert_equal, shell
 
 pytestmark = pytest.mark.slow
 TWO = {"devices": 2, "strategy": "ddp_find_unused_parameters_true"}
@@ -23,18 +23,23 @@ def broken(life: Life, run: str, by: str, rank: int = 0, **trainer: Any) -> Comp
     return shell(life.yard, "fit", "--config", config, "--run", f"{life.name}/{run}", seconds=PATIENCE)
 
 
+@pytest.fixture(scope="module")
+def whole(yard: Path) -> Life:
+    life = Life(yard, "vision_encoder_decoder", name="ended")
+    assert life.mle
+    return life
+
+
 @pytest.mark.parametrize(
     ("by", "codes"),
     [("SIGTERM", {143, -15}), ("SIGINT", {130}), ("SIGKILL", {-9}), ("SIGHUP", {129, -1}), ("RuntimeError", {1})],
 )
-def test_a_run_that_is_ended_says_so_and_goes_on_as_if_it_had_not_been(by: str, codes: set[int], yard: Path) -> None:
-    life = Life(yard, "vision_encoder_decoder", name="ended")
-    assert life.mle
-    found = broken(life, by, by)
+def test_a_run_that_is_ended_says_so_and_goes_on_as_if_it_had_not_been(by: str, codes: set[int], whole: Life) -> None:
+    found = broken(whole, by, by)
     assert found.returncode in codes, found.stdout[-2000:]
-    assert not (life.folder(by) / "captioner").exists()
-    life.fit(by, "mle", "--ckpt_path", "last")
-    assert_equal(life.weights(by), life.weights("mle"))
+    assert not (whole.folder(by) / "captioner").exists()
+    whole.fit(by, "mle", "--ckpt_path", "last")
+    assert_equal(whole.weights(by), whole.weights("mle"))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -62,8 +67,7 @@ def test_two_processes_train_what_one_with_the_whole_batch_does(family: str, yar
     life = Life(yard, family, way, dropout=0.0, name=f"two-{family}".replace("_", "-"))
     assert life.mle
     config = life.config("mle", **TWO)
-    half = ("--data.batch_size", str(BATCH // 2), "--test_after_fit", "true")
-    found = shell(yard, "fit", "--config", config, "--run", f"{life.name}/both", *half, seconds=PATIENCE)
+    found = shell(yard, "fit", "--config", config, "--run", f"{life.name}/both", seconds=PATIENCE)
     assert found.returncode == 0, found.stdout[-2000:]
     for rank in range(2):
         assert len(life.trace("both", rank)) == EPOCHS * STEPS
@@ -72,18 +76,18 @@ def test_two_processes_train_what_one_with_the_whole_batch_does(family: str, yar
     assert [{*mine, *yours} for mine, yours in zip(ours, theirs, strict=True)] == whole
 
 
-def test_one_step_of_two_processes_moves_the_weights_as_one_process_does(yard: Path) -> None:
-    """In the first step, where Adam's is the gradient's sign: whatever is averaged wrongly turns some signs over.
+def test_steps_of_two_processes_move_the_weights_as_those_of_one_do(yard: Path) -> None:
+    """In the first steps, where Adam's is the gradient's sign: whatever is averaged wrongly turns some signs over.
 
     Captions have unlike lengths, so that a mean over each process's own tokens would show.
     """
-    life = Life(yard, "vision_encoder_decoder", dropout=0.0, name="one-step")
+    life = Life(yard, "vision_encoder_decoder", dropout=0.0, name="steps")
     base = dict(families.load(life.family, life.base).named_parameters())
     moves = []
-    for run, batch, trainer in (("one", BATCH, {}), ("two", BATCH // 2, TWO)):
+    for run, trainer in (("one", {}), ("two", TWO)):
         config = life.config("mle", max_steps=3, **trainer)
-        command = ("fit", "--config", config, "--run", f"{life.name}/{run}", "--data.batch_size", str(batch))
-        found = shell(yard, *command, "--model.captions_per_image", "0")
+        command = ("fit", "--config", config, "--run", f"{life.name}/{run}", "--model.captions_per_image", "0")
+        found = shell(yard, *command)
         assert found.returncode == 0, found.stdout[-2000:]
         after = dict(life.load(run).named_parameters())
         moves.append(torch.cat([(after[name] - base[name]).flatten() for name in base]).detach())
@@ -92,11 +96,10 @@ def test_one_step_of_two_processes_moves_the_weights_as_one_process_does(yard: P
 
 def test_a_cut_run_of_two_processes_sees_every_photo_once(yard: Path) -> None:
     life = Life(yard, "vision_encoder_decoder", name="cut-two")
-    half = ("--data.batch_size", str(BATCH // 2))
     callback = {"class_path": "lives.Break", "init_args": {"step": CUT, "rank": 1}}
     for name, callbacks, more in (("whole", [], ()), ("cut", [callback], ()), ("cut", [], ("--ckpt_path", "last"))):
         config = life.config("mle", callbacks, **TWO)
-        found = shell(yard, "fit", "--config", config, "--run", f"{life.name}/{name}", *half, *more, seconds=PATIENCE)
+        found = shell(yard, "fit", "--config", config, "--run", f"{life.name}/{name}", *more, seconds=PATIENCE)
         assert (found.returncode == 0) == (not callbacks), found.stdout[-2000:]
     for rank in range(2):
         whole = {row["step"]: row["images"] for row in life.trace("whole", rank)}
@@ -121,7 +124,6 @@ def test_rl_of_two_processes_skips_a_broken_photo_on_both(yard: Path) -> None:
     life = Life(yard, "vision_encoder_decoder", name="skipping")
     assert life.mle
     config = life.config("rl", max_epochs=1, check_val_every_n_epoch=1, **TWO)
-    half = ("--data.batch_size", str(BATCH // 2))
-    found = shell(yard, "fit", "--config", config, "--run", f"{life.name}/rl", *half, seconds=PATIENCE)
+    found = shell(yard, "fit", "--config", config, "--run", f"{life.name}/rl", seconds=PATIENCE)
     assert found.returncode == 0, found.stdout[-2000:]
     assert [len(life.trace("rl", rank)) for rank in range(2)] == [STEPS, STEPS]
