@@ -78,8 +78,8 @@ def image_size(captioner: Captioner, source: str) -> int:
 
 
 def is_run(source: str) -> bool:
-    """Whether a source is a run folder of `distcap fit`."""
-    return (Path(source) / "config.yaml").is_file()
+    """Whether a source is a run folder of `distcap fit`; an exported captioner, with its run's config, is none."""
+    return (Path(source) / "config.yaml").is_file() and not (Path(source) / "config.json").is_file()
 
 
 def read_config(run: str) -> dict[str, Any]:
@@ -134,12 +134,20 @@ def _build(node: Any, trust: bool) -> Any:
     if not isinstance(args, dict):
         raise UserError(f"the config gives {node['class_path']} init_args that are a {type(args).__name__}")
     try:
-        kinds = {name: one.annotation for name, one in signature(made, eval_str=True).parameters.items()}
+        kinds = _kinds(made)
         return made(**{name: _typed(kinds.get(name), value) for name, value in args.items()})
     except UserError:
         raise
     except Exception as error:  # values of any kind stand in a config that was not written here
         raise UserError(f"{node['class_path']} cannot be made of its init_args: {one_line(error)}") from error
+
+
+def _kinds(made: type) -> dict[str, Any]:
+    """The types of a class's arguments, and of those that it hands on to its bases as keywords."""
+    ours = [base for base in reversed(made.__mro__) if base.__module__.startswith("distcap.")]
+    bases = [base for base in ours if "__init__" in vars(base)]
+    signatures = [signature(one, eval_str=True).parameters for one in (*bases, made)]
+    return {name: one.annotation for parameters in signatures for name, one in parameters.items()}
 
 
 def _typed(kind: Any, value: Any) -> Any:

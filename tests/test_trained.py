@@ -5,11 +5,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import families
 import pytest
 import tiny
 import torch
 
-from distcap.models import Sampler, VisionEncoderDecoder
+from distcap.models import Lora, Sampler, VisionEncoderDecoder
 from distcap.trained import image_size, load_captioner, reward_clip, trained_from
 from distcap.types import UserError
 
@@ -144,3 +145,33 @@ def test_a_run_that_has_not_ended_is_said_so(tmp_path: Path) -> None:
 def test_a_run_without_any_clip_has_none(tmp_path: Path) -> None:
     assert reward_clip(tiny.write_run(tmp_path, trainer={"callbacks": None})) is None
     assert reward_clip(tiny.write_run(tmp_path, trainer={"callbacks": ["odd", {"init_args": {}}]})) is None
+
+
+@pytest.mark.parametrize("family", families.WRITERS)
+def test_the_captioner_of_a_run_with_adapters_says_what_was_trained(family: str, shelf: Path, tmp_path: Path) -> None:
+    """Its config gives `lora` as a plain mapping, and most families hand it on to their base as a keyword."""
+    lora = {"targets": families.TARGETS[family], "r": 2, "base": "bfloat16"}
+    trained = families.load(family, shelf / family, lora=Lora(**lora))
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 3e-3)
+    trained.save_pretrained(tmp_path / "captioner")
+    kind = families.ADAPTERS[family]
+    node = {
+        "class_path": f"distcap.models.{kind.__name__}",
+        "init_args": {"init_from": str(shelf / family), "lora": lora},
+    }
+    node["init_args"] |= families.OPTIONS.get(family, {})
+    found = load_captioner(tiny.write_run(tmp_path, node))
+    tokens, mask = trained.tokenize(tiny.CAPTIONS[:2])
+    images = torch.rand(2, 3, 32, 32)
+    scores = [one.score(one.encode(images), tokens, mask, torch.arange(2)) for one in (found, trained)]
+    assert torch.equal(*scores)
+
+
+def test_an_exported_captioner_is_no_run(tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run")
+    load_captioner(run).export(tmp_path / "exported", Sampler(method="greedy"))
+    shutil.copy(Path(run) / "config.yaml", tmp_path / "exported" / "config.yaml")
+    assert load_captioner(str(tmp_path / "exported")).trained

@@ -29,11 +29,12 @@ neighbours alone, in groups of 2, 4 or 8 (means of ten epochs); with 1, 65% of t
 """
 
 
-def check_loader(*, num_workers: int, **sizes: int) -> None:
-    """Raises UserError if a number is none that batches can be made of."""
+def check_loader(*, num_workers: int, **sizes: int | None) -> None:
+    """Raises UserError if a number is none that batches can be made of. None leaves it to somebody else."""
     at_least("--data.num_workers", num_workers, 0)
     for name, value in sizes.items():
-        at_least(f"--data.{name}", value, 1)
+        if value is not None:
+            at_least(f"--data.{name}", value, 1)
 
 
 class ImageData(LightningDataModule, ABC):

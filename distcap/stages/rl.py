@@ -191,6 +191,9 @@ class RL(CaptionerStage):
                 f"`--config captionless.yaml` is a mix that needs none; or {data.captions_hint}"
             )
 
+    def on_train_start(self) -> None:
+        self.captioner.eval()  # adapters are put in in training mode
+
     def on_fit_start(self) -> None:
         for reference in self._reference:
             reference.to(self.device)
