@@ -194,8 +194,8 @@ class ShardIndex:
                     f"the key {member.key} of {shard} is that of a sample of {found[0]} ({found[1]}) too; "
                     "give every sample a key of its own"
                 )
-            row = (number, member.key, shard, member.start, member.size, json.dumps(captions))
-            database.execute("insert into samples values (?, ?, ?, ?, ?, ?)", row)
+            place = (number, member.key, shard, member.start, member.size, json.dumps(captions))
+            database.execute("insert into samples values (?, ?, ?, ?, ?, ?)", place)
         told = {reason: [count, left_out.first[reason]] for reason, count in left_out.counts.items()}
         row = (shard, version, len(samples), json.dumps(told))
         database.execute("insert into shards values (?, ?, ?, ?)", row)
@@ -337,15 +337,16 @@ class _Contents:
 
     def samples(self) -> list[Sample]:
         """Those with an image and a caption; all others are counted."""
-        texts = {**self._texts["json"], **self._texts["txt"]}
-        for found in texts.values():
+        captions_of: dict[str, tuple[str, ...]] = {}
+        for key, found in {**self._texts["json"], **self._texts["txt"]}.items():
             if isinstance(found, UserError):
                 raise found
-        for key in texts.keys() - self._images.keys() - self._others:
-            self.left_out.add("captions without an image", f"{self.shard}/{key}")
+            captions_of[key] = found
+            if key not in self._images and key not in self._others:
+                self.left_out.add("captions without an image", f"{self.shard}/{key}")
         made = []
         for key, place in self._images.items():
-            if captions := texts.get(key):
+            if captions := captions_of.get(key):
                 made.append(Sample(image_id(key), place, list(captions)))
             else:
                 self.left_out.add("images without a caption", place)
