@@ -1,7 +1,7 @@
 """What an argument cannot be is one line that names it, before the first step."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -201,8 +201,22 @@ def test_a_constant_schedule_needs_no_end_but_a_time(workshop: Path) -> None:
     assert (workshop / "runs" / "demo" / "timed" / "captioner").is_dir()
 
 
+@pytest.fixture
+def fresh_wandb() -> Iterator[None]:
+    """W&B keeps what it has read of the environment; those who come later have another one."""
+    import wandb
+
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
 def test_a_lack_of_an_account_is_said_before_anything_is_read(
-    workshop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    workshop: Path,
+    capsys: pytest.CaptureFixture[str],
+    fresh_wandb: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)

@@ -40,7 +40,7 @@ from distcap.rewards import (
     Repetition,
     Reward,
 )
-from distcap.types import Rollout
+from distcap.types import Rollout, UserError
 
 
 def discriminator(weight: float = 1.0) -> DiscriminatorReward:
@@ -410,5 +410,5 @@ def test_what_compares_images_needs_its_batch_whole(reward: Reward, term: Term, 
 
 
 def test_a_batch_of_one_leaves_a_contrastive_reward_nothing_to_compare_with() -> None:
-    with pytest.raises(ValueError, match="at least two images and two captions"):
+    with pytest.raises(UserError, match=r"compares an image with others.*--data\.batch_size"):
         moved(1, {"contrastive": Contrastive()}, Zero(), PolicyGradient())

@@ -36,7 +36,7 @@ def test_tensorboard_finds_the_curves_in_the_runs_folder(workshop: Path) -> None
 
 def test_off_is_off(workshop: Path) -> None:
     run = fit(workshop, "to-nowhere", "--trainer.logger=false")
-    assert {file.name for file in run.iterdir()} == {"config.yaml", "checkpoints", "captioner"}
+    assert {file.name for file in run.iterdir()} == {".lock", "config.yaml", "checkpoints", "captioner"}
 
 
 def test_tensorboard_that_is_not_installed_is_one_line(

@@ -43,7 +43,8 @@ def parameters(kind: type) -> list[str]:
     found = [name for name, one in inspect.signature(kind).parameters.items() if one.kind != one.VAR_KEYWORD]
     if len(found) == len(inspect.signature(kind).parameters):
         return found
-    inherited = [parameters(base) for base in kind.__mro__[1:-1] if "__init__" in vars(base)]
+    ours = [base for base in kind.__mro__[1:] if base.__module__.startswith("distcap.")]
+    inherited = [parameters(base) for base in ours if "__init__" in vars(base)]
     return list(dict.fromkeys([*found, *(inherited[0] if inherited else [])]))
 
 

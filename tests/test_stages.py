@@ -11,7 +11,7 @@ from fakes import make_sight
 from torch import nn
 
 from distcap.baselines import Zero
-from distcap.models import Discriminator, Neighbours
+from distcap.models import Discriminator, Neighbours, Sampler
 from distcap.objectives import KLToReference, PolicyGradient, Preference, Term
 from distcap.rewards import ClipSimilarity, DiscriminatorReward, GroupSimilarity, Reward
 from distcap.stages.base import Stage
@@ -90,8 +90,8 @@ def test_look_alikes_without_a_clip_to_find_them_are_one_error() -> None:
         stage._mine(words.Data())
 
 
-def test_without_rewards_nothing_is_mined() -> None:
-    stage = words.Stage({}, Zero(), {"policy_gradient": PolicyGradient()})
+def test_for_rewards_that_read_no_look_alikes_nothing_is_mined() -> None:
+    stage = words.Stage({"similarity": ClipSimilarity()}, Zero(), {"policy_gradient": PolicyGradient()})
     stage._sights = {None: make_sight()}
     stage._mine(words.Data())
     assert stage._sights[None].mined is None
@@ -185,7 +185,7 @@ def set_up(*terms: Term, **kwargs: Any) -> words.Stage:
     [(PolicyGradient(), 0, False), (PolicyGradient(), 10, True), (KLToReference(), 0, True), (Preference(), 0, True)],
 )
 def test_the_captioner_is_copied_only_for_who_reads_the_copy(term: Term, health_every: int, kept: bool) -> None:
-    assert bool(set_up(term, health_every=health_every)._reference) is kept
+    assert bool(set_up(term, health_every=health_every, sampler=Sampler(samples=2))._reference) is kept
 
 
 def test_without_a_reference_a_step_has_no_health_that_needs_one() -> None:

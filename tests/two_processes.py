@@ -35,7 +35,7 @@ def main(data: str, run: str, what: str) -> None:
     stage = Line(schedule="constant")
     options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     options |= {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "num_sanity_val_steps": 0}
-    checkpoint = Checkpoints(run, save_last=True, save_on_exception=True, enable_version_counter=False)
+    checkpoint = Checkpoints(dirpath=run, save_last=True, save_on_exception=True, enable_version_counter=False)
     trainer = Trainer(max_epochs=3, callbacks=[Trouble(what), Interruption(), checkpoint], **options)
     try:
         trainer.fit(stage, coco(Path(data), batch_size=2))

@@ -89,9 +89,9 @@ class ImageData(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         check_loader(batch_size=batch_size, num_workers=num_workers, image_size=image_size, group_size=group_size)
-        for name, value in (("eval_batch_size", eval_batch_size), ("limit", limit)):
+        for argument, value in (("eval_batch_size", eval_batch_size), ("limit", limit)):
             if value is not None:
-                at_least(f"--data.{name}", value, 1)
+                at_least(f"--data.{argument}", value, 1)
         at_least("--data.seed", seed, 0)
         self.name: str = name
         self._cache_dir = cache_dir

@@ -304,17 +304,24 @@ class Stage(LightningModule):
     def on_fit_end(self) -> None:
         """A training that had taken all its steps before it was killed has nothing to train, but all to hand over."""
         if not self._handed_over and self.trainer.global_step:
+            # What is logged next, as a test, belongs to the last step; Lightning counts on only where it trains.
+            self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
             self.on_train_end()
+
+    @property
+    def processes(self) -> int:
+        """How many train together."""
+        return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
     def log_train(self, values: Mapping[str, Tensor | float], prog_bar: bool = False) -> None:
         """Log values of a step: means over all processes, each of which has its own share of the batch."""
         self.log_dict(self._means(values), on_step=True, on_epoch=False, prog_bar=prog_bar)
 
     def _means(self, values: Mapping[str, Tensor | float]) -> Mapping[str, Any]:
-        if self.trainer.world_size == 1:
+        if (processes := self.processes) == 1:
             return values
         own = {name: float(value) for name, value in values.items()}
-        parts: list[Any] = [None] * self.trainer.world_size
+        parts: list[Any] = [None] * processes
         # As objects, because a process whose images have no captions has fewer values.
         torch.distributed.all_gather_object(parts, own)
         names = dict.fromkeys(name for part in parts for name in part)

@@ -85,7 +85,8 @@ class MLE(CaptionerStage):
             memory = torch.where(dropped, self.captioner.unknown(memory), memory)
         logprobs = self.captioner.score(memory, tokens, mask, rows)
         loss = -logprobs.sum() / mask.sum()
-        if self.trainer.world_size == self.trainer.accumulate_grad_batches == 1:
+        accumulates = self._trainer is not None and self.trainer.accumulate_grad_batches > 1
+        if self.processes == 1 and not accumulates:
             self.log("train/loss", loss, prog_bar=True)
             return loss
         # (2, W) of all processes.
@@ -97,7 +98,7 @@ class MLE(CaptionerStage):
 
     def _gathered(self, values: Tensor) -> Tensor:
         """(K,) of this process -> (K, W) of all."""
-        return values[:, None] if self.trainer.world_size == 1 else self.all_gather(values).T  # type: ignore[union-attr]
+        return values[:, None] if self.processes == 1 else self.all_gather(values).T  # type: ignore[union-attr]
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """The gradient is a mean over processes and parts, in units of the first part's tokens: rescale it."""
