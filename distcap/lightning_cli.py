@@ -186,11 +186,15 @@ class DistcapCLI(LightningCLI):
 
     def _find_checkpoint(self, config: Namespace) -> None:
         """Read the checkpoint that is asked for, and see that the stage can do with it what it is to do."""
-        if (asked := config.get("ckpt_path")) and asked != "hpc":
-            path = _checkpoint_file(RunFolder(run_folder(config.run)), asked)
+        folder, fit = RunFolder(run_folder(config.run)), self.subcommand == "fit"
+        if fit and config.get("ckpt_path") is None and SLURMEnvironment.detect() and folder.requeued is not None:
+            # The scheduler repeats the command, and the first time it may have begun anew.
+            config.ckpt_path, config.overwrite = "hpc", False
+        if asked := config.get("ckpt_path"):
+            path = _checkpoint_file(folder, asked)
             config.ckpt_path = str(path)
             self._checkpoint = read_checkpoint(path, mmap=True, map_location="cpu")
-            if self.subcommand == "fit":
+            if fit:
                 _check_resumable(self._checkpoint, path, config.model.class_path)
 
     def _take_folder(self, config: Namespace) -> None:
@@ -199,8 +203,7 @@ class DistcapCLI(LightningCLI):
         self._owned.enter_context(folder.owned())
         if self.subcommand != "fit":
             return
-        requeued = SLURMEnvironment.detect() and any(folder.path.glob("hpc_ckpt_*.ckpt"))  # Lightning finds it
-        resumes = requeued or checkpoint == "hpc" or bool(checkpoint and folder.holds(checkpoint))
+        resumes = checkpoint is not None and folder.holds(checkpoint)
         if resumes and config.overwrite:
             raise UserError(f"--ckpt_path goes on with what is in {folder} and --overwrite deletes it; leave one out")
         if not resumes and not config.overwrite:
@@ -248,8 +251,8 @@ class DistcapCLI(LightningCLI):
             if error.errno not in DISK:
                 raise
             raise UserError(
-                f"{error.filename or 'the disk'}: {error.strerror}; what was done is kept, see to that and go on with "
-                "--ckpt_path last"
+                f"{error.filename or 'the disk'}: {error.strerror}; what was done is kept, see to that and "
+                + ("go on with --ckpt_path last" if subcommand == "fit" else "repeat the command")
             ) from error
 
     def _run_processes(self, subcommand: str) -> None:
@@ -274,7 +277,7 @@ class DistcapCLI(LightningCLI):
 
 
 def _checkpoint_file(folder: RunFolder, asked: str) -> Path:
-    """The file of a --ckpt_path, which may be the last or the best of the run. Raises UserError if there is none."""
+    """The file of a --ckpt_path, which may be a word for one of the run's. Raises UserError if there is none."""
     if asked == "last":
         if folder.last is None:
             raise UserError(
@@ -288,6 +291,8 @@ def _checkpoint_file(folder: RunFolder, asked: str) -> Path:
                 "(--checkpoint.monitor val/cider --checkpoint.mode max does) or has none; say last, or name a file"
             )
         return best
+    if asked == "hpc" and folder.requeued is not None:
+        return folder.requeued
     if not Path(asked).is_file():
         raise UserError(f"{asked}: no such checkpoint; a run's are in runs/RUN/checkpoints")
     return Path(asked)

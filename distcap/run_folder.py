@@ -83,6 +83,11 @@ class RunFolder:
             )
         return (lasts or found or [None])[-1]
 
+    @property
+    def requeued(self) -> Path | None:
+        """What Lightning saved when SLURM ended a job that is to go on; None if it did not."""
+        return max(self.path.glob("hpc_ckpt_*.ckpt"), key=os.path.getmtime, default=None)
+
     def holds(self, checkpoint: str | Path) -> bool:
         """Whether a checkpoint is of the folder's own training."""
         return Path(checkpoint).resolve().parent in (self.checkpoints.resolve(), self.path.resolve())

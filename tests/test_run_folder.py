@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,6 +211,16 @@ def test_a_training_that_was_killed_before_its_first_last_checkpoint_goes_on_fro
     (run / "checkpoints" / "last.ckpt").unlink()
     fit(workshop, "first", "--ckpt_path=last", steps=6)
     assert step_of(run / "checkpoints" / "last.ckpt") == 6
+
+
+def test_a_job_that_slurm_begins_again_goes_on_though_its_command_says_overwrite(
+    workshop: Path, monkeypatch: Any
+) -> None:
+    run = interrupted(workshop, "requeued", 4)
+    (run / "checkpoints" / "last.ckpt").rename(run / "hpc_ckpt_1.ckpt")
+    monkeypatch.setattr("distcap.lightning_cli.SLURMEnvironment", SimpleNamespace(detect=lambda: True))
+    fit(workshop, "requeued", "--overwrite=true", steps=6)
+    assert [int(row["step"]) for row in rows(run)] == list(range(6))
 
 
 def test_the_best_checkpoint_is_that_of_the_monitored_metric(workshop: Path) -> None:
@@ -421,7 +432,6 @@ def test_damaged_metrics_are_written_anew(content: str, tmp_path: Path) -> None:
         ("quickstart", "--run", "file/demo"),
         ("ablation", "--run", "file/ablation"),
         ("reproduce", "--run", "file/coco"),
-        ("prepare", "scenes", "--root", "runs/file/scenes"),
     ],
 )
 def test_a_plain_command_that_cannot_write_its_folder_is_one_line(
