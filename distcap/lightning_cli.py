@@ -113,7 +113,7 @@ def run_folder(run: str) -> str:
 def writes_the_run() -> bool:
     """Whether this is the one process of a run that writes its folder: the first one of the first machine."""
     others = (os.environ.get(name, "0") for name in ("NODE_RANK", "GROUP_RANK"))
-    return rank_zero_only.rank == 0 and all(rank == "0" for rank in others)
+    return getattr(rank_zero_only, "rank", 0) == 0 and all(rank == "0" for rank in others)
 
 
 class DistcapCLI(LightningCLI):

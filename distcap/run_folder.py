@@ -81,7 +81,7 @@ class RunFolder:
                 f"{self.checkpoints} holds {' and '.join(file.name for file in lasts)}, for an older distcap trained "
                 f"there more than once; name the one that you mean with --ckpt_path, the newest is {lasts[-1]}"
             )
-        return (lasts or found or [None])[-1]
+        return next(reversed(lasts or found), None)
 
     @property
     def requeued(self) -> Path | None:
@@ -108,9 +108,9 @@ class RunFolder:
         for part in (*self.path.glob(f"*{UNFINISHED}"), *self.checkpoints.glob(f"*{UNFINISHED}")):
             _remove(part)
         if anew:
-            for old in (*(self.path / name for name in (*PRODUCTS, "checkpoints")), *map(self.path.glob, LEFT)):
-                for one in [old] if isinstance(old, Path) else old:
-                    _remove(one)
+            for pattern in (*PRODUCTS, "checkpoints", *LEFT):
+                for old in self.path.glob(pattern):
+                    _remove(old)
 
 
 def _remove(path: Path) -> None:

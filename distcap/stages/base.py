@@ -397,7 +397,7 @@ class CaptionerStage(Stage):
 
     def _vocabulary(self) -> str:
         """Changes with the words of a captioner's tokenizer and their numbers; of one without a tokenizer, nothing."""
-        tokenizer = getattr(self.captioner, "tokenizer", None)
+        tokenizer: Any = getattr(self.captioner, "tokenizer", None)
         words = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
         return hashlib.sha256(json.dumps(sorted(words.items())).encode()).hexdigest()[:16]
 
