@@ -218,7 +218,7 @@ class ImageData(LightningDataModule, ABC):
             )
         return self._neighbours
 
-    def _loader(self, split: str, batch_size: int, kind: type[Loader] = ImageLoader, **kwargs: object) -> Loader:
+    def _loader(self, split: str, batch_size: int, kind: type[Loader] = ImageLoader, **kwargs: object) -> Loader:  # type: ignore[assignment]
         dataset = self.dataset(split)
         dataset.size = self.image_size or self.fallback
         if self.cache:

@@ -68,13 +68,14 @@ def check(trainer: Trainer, position: dict[str, Any]) -> None:
                 "epoch's other images cannot be told; keep it as it was, or go on from a checkpoint of an epoch's end"
             )
     # It was one too many, to say that the next epoch has not begun; now its first batch has.
-    progress = trainer.fit_loop.epoch_loop.batch_progress.total
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
     progress.ready = progress.started + 1
 
 
 def _validation_is_due(trainer: Trainer, done: float) -> bool:
     """Whether the last batch is over and the validation that follows it has not begun."""
-    loop, current = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.batch_progress.current
+    loop = trainer.fit_loop.epoch_loop
+    current: Any = loop.batch_progress.current
     over = current.completed < current.processed == done
     return over and loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
 

@@ -128,7 +128,8 @@ class RL(CaptionerStage):
         for what, parts in (("rewards", rewards), ("objective", objective)):
             if not parts:
                 raise UserError(f"model.{what} is empty, so that there is nothing to learn; name one at least")
-        for part in (baseline, *objective.values()):
+        readers: tuple[Baseline | Term, ...] = (baseline, *objective.values())
+        for part in readers:
             if sampler.samples < part.least_samples:
                 raise UserError(
                     f"{type(part).__name__} compares an image's samples, {part.least_samples} or more, and "
