@@ -55,6 +55,6 @@ def read_json(path: Path, is_right: Callable[[Any], bool]) -> Any:
     """What a JSON file holds; None where there is no such file, it is damaged, or holds anything but what is right."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if is_right(found) else None

@@ -79,6 +79,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
 def read_json(file: Path) -> Any:
     """What a JSON file holds. Raises UserError, which names the file, where that cannot be read."""
     try:
+        if file.exists() and not file.is_file():  # a device may be read for ever
+            raise OSError("it is no file")
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} can't be read as JSON ({' '.join(str(error).split())[:200]}); {AGAIN}") from error

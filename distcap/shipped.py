@@ -25,7 +25,10 @@ def find_configs(args: Sequence[str]) -> list[str]:
         target = position if equals else position + 1
         name = value if equals else found[target] if target < len(found) else ""
         is_config = name.endswith(".yaml") or (name and option in ("--config", "-c"))
-        if not is_config or name.startswith("-") or Path(name).is_file():
+        if not is_config or name.startswith("-"):
+            continue
+        if Path(name).is_file():
+            _require_text(Path(name))
             continue
         shipped = configs_folder() / name
         if not shipped.is_file():
@@ -34,3 +37,13 @@ def find_configs(args: Sequence[str]) -> list[str]:
             )
         found[target] = f"{option}={shipped}" if equals else str(shipped)
     return found
+
+
+def _require_text(file: Path) -> None:
+    """Raises UserError if a config is not in UTF-8, which YAML's reader would tell without its name."""
+    try:
+        file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{file}: a config that can't be read as text in UTF-8 ({error}); save it in that encoding"
+        ) from error

@@ -15,11 +15,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def printable(text: str) -> str:
+    """A text on one line, with what a terminal would take for a command escaped."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
 class UserError(Exception):
     """Something the user can mend. The command line prints its message in one line and exits with code 2.
 
-    The message says what was wrong, what was found, and what to do next.
+    The message says what was wrong, what was found, and what to do next. What would break its one line, or a terminal,
+    is escaped: a file may be called anything.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class NotFinite(UserError):

@@ -267,3 +267,15 @@ def test_all_that_can_be_prepared_has_help(what: str, capsys: pytest.CaptureFixt
         main(["prepare", what, "--help"])
     assert stop.value.code == 0
     assert "Args:" not in capsys.readouterr().out
+
+
+def test_an_error_is_one_line_whatever_a_file_is_called() -> None:
+    """A line break in a name would make two of it, and an escape sequence would be a command to the terminal."""
+    assert str(UserError("photos/two\nlines\x1b[2J.png: no é")) == "photos/two\\nlines\\x1b[2J.png: no é"
+
+
+def test_a_config_that_is_no_utf8_is_one_line_that_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("run: é", encoding="utf-16")
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "--config", str(tmp_path / "mine.yaml")])
+    assert re.search(r"distcap: .*mine\.yaml: a config that can't be read as text in UTF-8", capsys.readouterr().err)

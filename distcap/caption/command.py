@@ -23,7 +23,7 @@ from distcap.pictures import VERSION
 from distcap.signals import Interrupted
 from distcap.stages.base import draw_from
 from distcap.trained import image_size, load_captioner, reward_clip
-from distcap.types import UserError
+from distcap.types import UserError, printable
 
 Method = Literal["greedy", "beam", "multinomial"]
 PAIRS = 3
@@ -229,5 +229,4 @@ def summary(findings: Sequence[Finding], files: Sequence[Path]) -> str:
 
 
 def _say(line: str) -> None:
-    # A file may be called anything, what a terminal takes for a command included.
-    print("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line), file=sys.stderr)
+    print(printable(line), file=sys.stderr)

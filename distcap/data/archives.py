@@ -1,5 +1,6 @@
 """ZIP archives from anywhere: looked through before anything is written, then unpacked file by file."""
 
+import errno
 import re
 import shutil
 import stat
@@ -51,7 +52,9 @@ def unpack(archive: Path, folder: Path, wanted: Iterable[str]) -> None:
                 for info in new:
                     _take(opened, info, folder)
                     bar.update()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what a place before the file's beginning gives
+            raise
         raise UserError(f"{archive} is damaged, or cut short ({error}); download it again") from error
 
 

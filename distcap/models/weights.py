@@ -131,6 +131,7 @@ def load_open_clip(model: str, pretrained: str) -> tuple[nn.Module, Any, Any]:
 @cache  # of all: a reward's CLIPs and the judges, however many, are asked for in every step
 def _load(source: str, pretrained: str) -> tuple[nn.Module, Any, Any]:
     import open_clip
+    from PIL import Image
 
     tag = pretrained if ":" not in source else None
     if tag is not None:
@@ -144,4 +145,5 @@ def _load(source: str, pretrained: str) -> tuple[nn.Module, Any, Any]:
             tokenizer = open_clip.get_tokenizer(source, **safe)
         assert isinstance(net, nn.Module)
         check_finite(net)
+        preprocess(Image.new("RGB", (2, 2)))  # its folder may say nonsense of that, too
     return net.requires_grad_(False).eval(), preprocess, tokenizer
