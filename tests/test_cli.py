@@ -1,6 +1,7 @@
 """The command line: it answers at once, finds its configs, and ends in one line when the user errs."""
 
 import contextlib
+import re
 import subprocess
 import sys
 from pathlib import Path

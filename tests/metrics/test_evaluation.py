@@ -9,7 +9,7 @@ import pytest
 import torch
 from fakes import FakeClip, embed
 
-from distcap.callbacks import Evaluation
+from distcap.callbacks import Evaluation, evaluation
 from distcap.data.annotations import Entry
 from distcap.metrics.java import JavaScore, Texts
 from distcap.metrics.ngram import ngram_scores
@@ -202,3 +202,13 @@ def test_several_judges_have_metrics_of_their_own_names(left: Any, tmp_path: Pat
     assert {name for name in metrics if name.startswith("siglip_")} == {n.replace("judge_", "siglip_") for n in judged}
     assert metrics["siglip_t2i_recall@1"] == 100
     assert metrics["siglip_gap"] == logged["test/siglip_gap"] == 0
+
+
+def test_captions_of_all_processes_count_and_a_repeated_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distributed sampler repeats an image where the processes' shares would be uneven."""
+
+    def gather(parts: list[Any], own: dict[int, str]) -> None:
+        parts[:] = [own, {2: "a moon", 0: "a dog"}]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    assert evaluation._gather({0: "a dog", 1: "a cat"}, 2) == {0: "a dog", 1: "a cat", 2: "a moon"}
