@@ -8,8 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from distcap.types import UserError
+
 UNFINISHED = ".new"
 """Ends the name of what is being written."""
+
+
+def require_regular(path: Path) -> None:
+    """Raise a UserError for what is there and is no file: opening a pipe would wait, and a device may never end."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file, but a folder, a pipe or a device; name a file")
 
 
 @contextmanager

@@ -1,10 +1,15 @@
 """What is written is there whole or not at all, and what is damaged is told from what is not there."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from distcap.data.annotations import read_karpathy
+from distcap.data.archives import unpack
+from distcap.data.captions import read_captions
 from distcap.files import read_json, whole_file, whole_folder, write_whole
+from distcap.types import UserError
 
 
 def test_a_kill_while_a_file_is_written_leaves_the_one_that_there_was(tmp_path: Path) -> None:
@@ -60,3 +65,16 @@ def test_damaged_json_is_none(content: bytes, tmp_path: Path) -> None:
 def test_json_that_is_right_is_read(tmp_path: Path) -> None:
     write_whole(tmp_path / "a.json", '{"a": 1}')
     assert read_json(tmp_path / "a.json", lambda found: isinstance(found, dict)) == {"a": 1}
+
+
+def test_a_pipe_where_a_file_should_be_is_one_line_and_no_one_waits(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    os.mkfifo(tmp_path / "a.csv")
+    os.mkfifo(tmp_path / "a.zip")
+    for read in (
+        lambda: read_karpathy(tmp_path / "a.json"),
+        lambda: list(read_captions(tmp_path / "a.csv")),
+        lambda: unpack(tmp_path / "a.zip", tmp_path / "out", ["a"]),
+    ):
+        with pytest.raises(UserError, match="is no file"):
+            read()

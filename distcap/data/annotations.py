@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from distcap.data.left_out import LeftOut
+from distcap.files import require_regular
 from distcap.types import UserError
 
 Restval = Literal["train", "drop"]
@@ -141,6 +142,7 @@ def read_addresses(path: str | Path) -> dict[Path, str]:
 
 
 def _load(path: str | Path) -> dict[str, Any]:
+    require_regular(Path(path))
     try:
         document = json.loads(decoded(Path(path).read_bytes()))
     except OSError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from distcap.files import require_regular
 from distcap.types import UserError
 
 LARGEST_RATIO = 100
@@ -32,6 +33,7 @@ def unpack(archive: Path, folder: Path, wanted: Iterable[str]) -> None:
         UserError: The archive lacks a file, is damaged, would write outside the folder, holds links or encrypted files,
             unpacks to far more than its size, or to more than the disk has room for.
     """
+    require_regular(archive)
     try:
         with zipfile.ZipFile(archive) as opened:
             _require_harmless(archive, opened.infolist())

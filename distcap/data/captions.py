@@ -13,6 +13,7 @@ from typing import Any
 
 from distcap.data.annotations import NotUtf8, decoded, field, relative, split_named, texts
 from distcap.data.left_out import LeftOut
+from distcap.files import require_regular
 from distcap.types import UserError
 
 NAMES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
@@ -78,6 +79,7 @@ def read_captions(path: Path) -> Iterator[Row]:
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """Where a line stands, and the line."""
+    require_regular(path)
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
