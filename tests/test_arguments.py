@@ -252,5 +252,5 @@ def test_a_folder_that_cannot_be_written_to_is_known_before_training(
     source = json.dumps({"class_path": "distcap.data.CocoCaptions", "init_args": data})
     callbacks = f"--trainer.callbacks={json.dumps([tiny.EVALUATION])}"
     line = refused(workshop, capsys, f"--data={source}", callbacks)
-    assert "nothing can be written there" in line
+    assert "cannot be written" in line
     assert "--data.cache_dir" in line
